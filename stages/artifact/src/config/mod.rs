@@ -1,0 +1,43 @@
+//! `pipeline.yaml`, typed: one section per stage, every key with a default, no unknown key accepted.
+//!
+//! A stage's manifest keeps its section whole, so these structs are also what decides whether a stage is up to date.
+
+mod load;
+mod sae;
+mod source;
+mod stages;
+mod validate;
+
+pub use load::{json_schema, load};
+pub use sae::{Arch, AuxK, Curriculum, ParentSet, Prefixes, Sae, Select, Tree};
+pub use source::{Activations, ModelSource, Source, Synthetic, Text, TextSource};
+pub use stages::{ActivationDtype, Harvest, Probe, ProbeTask, Recover, Report, Splice, Train};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The whole of `pipeline.yaml`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pipeline {
+    /// Every random stream is ChaCha keyed by this seed, the stage, the shard and the step.
+    pub seed: u64,
+    /// Where tensors live. `auto` takes CUDA when it was compiled in and a GPU answers, else the CPU.
+    pub device: DeviceChoice,
+    /// Where activations come from: exactly one of `model`, `synthetic`, `activations`.
+    pub source: Source,
+    pub harvest: Harvest,
+    pub train: Train,
+    pub recover: Recover,
+    pub probe: Probe,
+    pub report: Report,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    #[default]
+    Auto,
+    Cpu,
+    Cuda,
+}

@@ -1,0 +1,226 @@
+//! `train.saes`: one SAE. Every architecture is the same model with terms switched on or off, so they share this struct;
+//! `arch` says which terms an SAE has when its own keys stay silent.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sae {
+    /// Its folder under `train/`.
+    pub name: String,
+    pub arch: Arch,
+    /// How active latents are chosen. Unset: relu for vanilla, topk for topk, batchtopk for the others.
+    pub select: Option<Select>,
+    /// Latents of the coarse level, first in every matrix; 0 for a flat SAE.
+    pub n_coarse: usize,
+    /// Latents of the fine level, or all of them in a flat SAE.
+    pub n_fine: usize,
+    /// The wanted L0: active latents per token, over both levels.
+    pub k: usize,
+    /// Of which coarse. Unset: both levels compete for one budget.
+    pub k_coarse: Option<usize>,
+    /// relu only: weight of the L1 penalty. Unset: steered during training until L0 is `k`, then kept.
+    pub l1: Option<f64>,
+    /// Inner reconstructions. Unset: none, but for matryoshka (`[n_coarse]`) and hiersae (random ones as well).
+    pub prefixes: Option<Prefixes>,
+    /// The soft tree. Unset: none, but for hiersae.
+    pub tree: Option<Tree>,
+    /// Coarse first, then fine. Unset: both levels from the first step, but for hiersae.
+    pub curriculum: Option<Curriculum>,
+    pub aux_k: AuxK,
+    /// Strength of the prior threshold, θ_j = t − κ·logit(q_j). Unset: noise variance over mean magnitude. 0: none.
+    pub prior_kappa: Option<f64>,
+    /// Unset: the pipeline's seed.
+    pub seed: Option<u64>,
+    /// Unset: `train.lr`.
+    pub lr: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Arch {
+    /// Flat ReLU with an L1 penalty: the baseline.
+    Vanilla,
+    Topk,
+    Batchtopk,
+    /// Nested prefixes, no tree.
+    Matryoshka,
+    #[default]
+    Hiersae,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Select {
+    /// Every positive pre-activation.
+    Relu,
+    /// The k largest of each token.
+    Topk,
+    /// The k·B largest of the batch.
+    Batchtopk,
+}
+
+/// Reconstructions from the first m latents, each with its own squared error in the loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prefixes {
+    /// Lengths used in every step.
+    pub fixed: Vec<usize>,
+    /// Lengths drawn anew each step, log-uniform between `random_min` and d_sae.
+    pub n_random: usize,
+    pub random_min: usize,
+    /// Weight of each inner reconstruction's error.
+    pub beta: f64,
+}
+
+/// The tree chosen by mutual information of firing, and its gate (science.md §2 and §3).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tree {
+    pub parents: ParentSet,
+    /// What a silent parent costs its child's score, in mean activations of an active latent.
+    pub gate: f64,
+    /// The gate rises from zero to full between these shares of training.
+    pub gate_from: f64,
+    pub gate_to: f64,
+    /// Parents are chosen anew every so many steps …
+    pub update_every: u64,
+    /// … until this share of training.
+    pub freeze_from: f64,
+    /// Decay of the moving averages of firing and co-firing, per step.
+    pub decay: f64,
+    /// An edge needs (P(parent|child) − P(parent)) / (1 − P(parent)) above this.
+    pub min_excess: f64,
+    /// An edge needs about this many co-firings in the moving average's window.
+    pub min_count: f64,
+    /// Weight of the mutual-information surrogate. It hurts; it is here for the ablation.
+    pub w_mi: f64,
+    /// Weight of the coverage term: a child on with its parent off pulls the parent up.
+    pub w_coverage: f64,
+    /// Weight of the geometry term: squared cosine of child and parent decoder rows.
+    pub w_geometry: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ParentSet {
+    /// Any latent that fires more often.
+    Any,
+    /// Fine latents take coarse parents, coarse latents none.
+    Coarse,
+}
+
+/// Phases, as shares of training, and a learning rate for each level.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Curriculum {
+    /// Only coarse latents are used before this share of training.
+    pub coarse_until: f64,
+    /// The fine latents' share of the budget rises until here.
+    pub fine_full_at: f64,
+    /// Factors on the learning rate.
+    pub lr_coarse: f64,
+    pub lr_fine: f64,
+}
+
+/// Dead latents reconstruct the residual: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix A.2.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuxK {
+    /// Weight of the auxiliary error; 0 switches it off.
+    pub weight: f64,
+    /// Dead latents used per token. Unset: half of d_model.
+    pub k: Option<usize>,
+    /// A latent that has not fired for this many tokens is dead.
+    pub dead_after: u64,
+}
+
+impl Sae {
+    pub fn d_sae(&self) -> usize {
+        self.n_coarse + self.n_fine
+    }
+
+    pub fn select(&self) -> Select {
+        self.select.unwrap_or(match self.arch {
+            Arch::Vanilla => Select::Relu,
+            Arch::Topk => Select::Topk,
+            Arch::Batchtopk | Arch::Matryoshka | Arch::Hiersae => Select::Batchtopk,
+        })
+    }
+
+    pub fn prefixes(&self) -> Option<Prefixes> {
+        self.prefixes.clone().or_else(|| match self.arch {
+            Arch::Matryoshka => Some(Prefixes { fixed: vec![self.n_coarse], n_random: 0, ..Prefixes::default() }),
+            Arch::Hiersae => Some(Prefixes { fixed: vec![self.n_coarse], ..Prefixes::default() }),
+            _ => None,
+        })
+    }
+
+    pub fn tree(&self) -> Option<Tree> {
+        self.tree.clone().or_else(|| (self.arch == Arch::Hiersae).then(Tree::default))
+    }
+
+    pub fn curriculum(&self) -> Option<Curriculum> {
+        self.curriculum.clone().or_else(|| (self.arch == Arch::Hiersae).then(Curriculum::default))
+    }
+}
+
+impl Default for Sae {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            arch: Arch::default(),
+            select: None,
+            n_coarse: 0,
+            n_fine: 4608,
+            k: 32,
+            k_coarse: None,
+            l1: None,
+            prefixes: None,
+            tree: None,
+            curriculum: None,
+            aux_k: AuxK::default(),
+            prior_kappa: None,
+            seed: None,
+            lr: None,
+        }
+    }
+}
+
+impl Default for Prefixes {
+    fn default() -> Self {
+        Self { fixed: Vec::new(), n_random: 3, random_min: 4, beta: 1.0 }
+    }
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Self {
+            parents: ParentSet::Any,
+            gate: 0.5,
+            gate_from: 0.2,
+            gate_to: 0.4,
+            update_every: 50,
+            freeze_from: 0.85,
+            decay: 0.995,
+            min_excess: 0.5,
+            min_count: 5.0,
+            w_mi: 0.0,
+            w_coverage: 0.0,
+            w_geometry: 0.0,
+        }
+    }
+}
+
+impl Default for Curriculum {
+    fn default() -> Self {
+        Self { coarse_until: 0.1, fine_full_at: 0.3, lr_coarse: 1.0, lr_fine: 1.0 }
+    }
+}
+
+impl Default for AuxK {
+    fn default() -> Self {
+        Self { weight: 1.0 / 32.0, k: None, dead_after: 150_000 }
+    }
+}

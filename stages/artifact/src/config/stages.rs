@@ -1,0 +1,173 @@
+//! One section for each stage after `source`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Sae;
+
+/// Text to activations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Harvest {
+    /// `blocks.N.hook_resid_pre`, `hook_resid_post`, `hook_mlp_out` or `hook_attn_out`.
+    pub hook: String,
+    /// Tokens in a context, its leading separator included.
+    pub context_length: usize,
+    /// Contexts in one forward pass. It changes the speed, not the result.
+    pub batch_contexts: usize,
+    /// Share of documents kept for evaluation.
+    pub heldout_fraction: f64,
+    /// How activations are stored.
+    pub dtype: ActivationDtype,
+    /// Rows in one Parquet part.
+    pub rows_per_part: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ActivationDtype {
+    #[default]
+    F16,
+    F32,
+}
+
+/// Activations to SAEs. What all SAEs share; what differs stands in `saes`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Train {
+    /// Tokens in a step.
+    pub batch_size: usize,
+    /// Tokens each SAE sees; more than were harvested means several epochs, each in a new order.
+    pub n_tokens: u64,
+    /// Adam's learning rate.
+    pub lr: f64,
+    /// Share of training over which the learning rate rises from zero.
+    pub lr_warmup: f64,
+    /// Share of training over which it falls to zero, at the end.
+    pub lr_decay: f64,
+    pub adam_beta1: f64,
+    pub adam_beta2: f64,
+    /// Largest L2 norm of the whole gradient; longer ones are scaled down.
+    pub max_grad_norm: f64,
+    /// Steps between two checkpoints; 0 keeps none.
+    pub checkpoint_every: u64,
+    /// Steps between two rows of the curve.
+    pub log_every: u64,
+    pub saes: Vec<Sae>,
+}
+
+/// Feature recovery and the tree's edges, on the held-out split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recover {
+    /// Bootstrap resamples, over documents.
+    pub n_bootstrap: usize,
+    /// Circular shifts within documents that make the null of an edge's mutual information.
+    pub n_shifts: usize,
+    /// An edge needs (P(parent|child) − P(parent)) / (1 − P(parent)) above this.
+    pub min_excess: f64,
+    /// An edge needs its child to fire this often on the half that chooses edges.
+    pub min_firings: u64,
+    /// A true feature and a latent count as matched above this cosine.
+    pub match_cosine: f64,
+}
+
+/// What the latents are good for downstream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Probe {
+    pub tasks: Vec<ProbeTask>,
+    /// Latents a probe may look at.
+    pub ks: Vec<usize>,
+    /// Labelled texts per task, half of them for testing.
+    pub n_examples: usize,
+    /// Classes kept of the WordNet lexicographer files, the most frequent first.
+    pub n_classes: usize,
+    pub n_bootstrap: usize,
+    /// Cross-entropy when the SAE's reconstruction replaces the activation. None leaves it out.
+    pub splice: Option<Splice>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProbeTask {
+    /// WordNet gloss to lexicographer class, split by synset.
+    WordnetClass,
+    /// VADER's movie sentences to positive or negative, split by review.
+    MovieSentiment,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Splice {
+    /// Held-out contexts to read.
+    pub n_contexts: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Report {
+    pub title: String,
+}
+
+impl Default for Harvest {
+    fn default() -> Self {
+        Self {
+            hook: "blocks.15.hook_resid_post".into(),
+            context_length: 128,
+            batch_contexts: 16,
+            heldout_fraction: 0.15,
+            dtype: ActivationDtype::F16,
+            rows_per_part: 65_536,
+        }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            batch_size: 4096,
+            n_tokens: 4_000_000,
+            lr: 1e-3,
+            lr_warmup: 0.05,
+            lr_decay: 0.3,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            max_grad_norm: 1.0,
+            checkpoint_every: 200,
+            log_every: 20,
+            saes: Vec::new(),
+        }
+    }
+}
+
+impl Default for Recover {
+    fn default() -> Self {
+        Self { n_bootstrap: 200, n_shifts: 20, min_excess: 0.5, min_firings: 20, match_cosine: 0.5 }
+    }
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self {
+            tasks: vec![ProbeTask::WordnetClass, ProbeTask::MovieSentiment],
+            ks: vec![1, 2, 5, 20],
+            n_examples: 2000,
+            n_classes: 6,
+            n_bootstrap: 1000,
+            splice: Some(Splice::default()),
+        }
+    }
+}
+
+impl Default for Splice {
+    fn default() -> Self {
+        Self { n_contexts: 64 }
+    }
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self { title: "HierSAE".into() }
+    }
+}

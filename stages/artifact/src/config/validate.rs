@@ -1,0 +1,235 @@
+//! What serde cannot see: ranges, sums, names, and keys that contradict each other. Every refusal names its key.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail, ensure};
+
+use super::{Arch, Pipeline, Sae, Select, Source, Synthetic, TextSource};
+
+impl Pipeline {
+    /// Errors: the first value that makes no sense, as `train.saes[1].k = 0 must be at least 1`.
+    pub fn validate(&self) -> Result<()> {
+        self.source.validate()?;
+        let harvest = &self.harvest;
+        at_least("harvest.context_length", harvest.context_length, 2)?;
+        at_least("harvest.batch_contexts", harvest.batch_contexts, 1)?;
+        at_least("harvest.rows_per_part", harvest.rows_per_part, 1)?;
+        inside("harvest.heldout_fraction", harvest.heldout_fraction, 0.0, 1.0)?;
+        self.validate_train()?;
+        let recover = &self.recover;
+        fraction("recover.min_excess", recover.min_excess)?;
+        fraction("recover.match_cosine", recover.match_cosine)?;
+        at_least("recover.n_bootstrap", recover.n_bootstrap, 2)?;
+        at_least("recover.n_shifts", recover.n_shifts, 2)?;
+        let probe = &self.probe;
+        ensure!(probe.ks.iter().all(|&k| k >= 1), "probe.ks must all be at least 1");
+        at_least("probe.n_examples", probe.n_examples, 20)?;
+        at_least("probe.n_classes", probe.n_classes, 2)?;
+        at_least("probe.n_bootstrap", probe.n_bootstrap, 2)?;
+        if let Some(splice) = &probe.splice {
+            at_least("probe.splice.n_contexts", splice.n_contexts, 1)?;
+        }
+        Ok(())
+    }
+
+    fn validate_train(&self) -> Result<()> {
+        let train = &self.train;
+        at_least("train.batch_size", train.batch_size, 2)?;
+        ensure!(
+            train.n_tokens >= train.batch_size as u64,
+            "train.n_tokens = {} is less than one batch (train.batch_size = {})",
+            train.n_tokens,
+            train.batch_size
+        );
+        positive("train.lr", train.lr)?;
+        fraction("train.lr_warmup", train.lr_warmup)?;
+        fraction("train.lr_decay", train.lr_decay)?;
+        inside("train.adam_beta1", train.adam_beta1, 0.0, 1.0)?;
+        inside("train.adam_beta2", train.adam_beta2, 0.0, 1.0)?;
+        positive("train.max_grad_norm", train.max_grad_norm)?;
+        ensure!(train.log_every >= 1, "train.log_every = 0 must be at least 1");
+        ensure!(!train.saes.is_empty(), "train.saes is empty: name at least one SAE");
+        let mut names = BTreeSet::new();
+        for (i, sae) in train.saes.iter().enumerate() {
+            let at = format!("train.saes[{i}]");
+            sae.validate(&at)?;
+            ensure!(names.insert(&sae.name), "{at}.name = {} is taken by an earlier SAE", sae.name);
+        }
+        Ok(())
+    }
+}
+
+impl Source {
+    fn validate(&self) -> Result<()> {
+        let n_given = [self.model.is_some(), self.synthetic.is_some(), self.activations.is_some()];
+        let n_given = n_given.into_iter().filter(|&given| given).count();
+        ensure!(n_given == 1, "source needs exactly one of model, synthetic, activations; found {n_given}");
+        if let Some(model) = &self.model {
+            ensure!(!model.name.is_empty(), "source.model.name is empty");
+            ensure!(!model.texts.is_empty(), "source.model.texts is empty: name at least one text");
+            for (i, text) in model.texts.iter().enumerate() {
+                let at = format!("source.model.texts[{i}]");
+                ensure!(text.n_tokens >= 1, "{at}.n_tokens = 0 must be at least 1");
+                let is_file = text.from == TextSource::File;
+                ensure!(is_file == text.path.is_some(), "{at}: path goes with from: file, and with nothing else");
+            }
+        }
+        if let Some(synthetic) = &self.synthetic {
+            synthetic.validate()?;
+        }
+        if let Some(activations) = &self.activations {
+            ensure!(!activations.path.as_os_str().is_empty(), "source.activations.path is empty: name a folder");
+        }
+        Ok(())
+    }
+}
+
+impl Synthetic {
+    fn validate(&self) -> Result<()> {
+        at_least("source.synthetic.d_model", self.d_model, 2)?;
+        at_least("source.synthetic.n_parents", self.n_parents, 1)?;
+        for (key, p) in
+            [("p_parent", self.p_parent), ("p_child_given_parent", self.p_child_given_parent), ("p_lone", self.p_lone)]
+        {
+            fraction(&format!("source.synthetic.{key}"), p)?;
+        }
+        let all_children = self.p_child_given_parent * self.children_per_parent as f64;
+        ensure!(
+            all_children <= 1.0,
+            "source.synthetic.p_child_given_parent = {} times {} children exceeds 1, and siblings exclude each other",
+            self.p_child_given_parent,
+            self.children_per_parent
+        );
+        positive("source.synthetic.magnitude_mean", self.magnitude_mean)?;
+        not_negative("source.synthetic.magnitude_std", self.magnitude_std)?;
+        not_negative("source.synthetic.noise_std", self.noise_std)?;
+        ensure!(self.n_train >= 1, "source.synthetic.n_train = 0 must be at least 1");
+        ensure!(self.n_heldout >= 1, "source.synthetic.n_heldout = 0 must be at least 1");
+        ensure!(self.rows_per_doc >= 1, "source.synthetic.rows_per_doc = 0 must be at least 1");
+        Ok(())
+    }
+}
+
+impl Sae {
+    fn validate(&self, at: &str) -> Result<()> {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        ensure!(
+            !self.name.is_empty() && self.name.chars().all(legal) && !self.name.starts_with('.'),
+            "{at}.name = `{}` must be letters, digits, `-`, `_` and `.`, since it names a folder",
+            self.name
+        );
+        ensure!(self.d_sae() >= 1, "{at}.n_fine = 0 leaves no latent");
+        at_least(&format!("{at}.k"), self.k, 1)?;
+        ensure!(self.k <= self.d_sae(), "{at}.k = {} exceeds n_coarse + n_fine = {}", self.k, self.d_sae());
+        let two_level = matches!(self.arch, Arch::Matryoshka | Arch::Hiersae);
+        if two_level && self.n_coarse == 0 && self.prefixes.is_none() {
+            bail!("{at}.n_coarse = 0, but arch {:?} has two levels: set n_coarse, or prefixes", self.arch);
+        }
+        if !two_level {
+            ensure!(self.n_coarse == 0, "{at}.n_coarse = {} has no meaning for a flat SAE", self.n_coarse);
+            ensure!(self.tree.is_none(), "{at}.tree belongs to arch hiersae, not {:?}", self.arch);
+            ensure!(self.curriculum.is_none(), "{at}.curriculum belongs to a two-level SAE, not {:?}", self.arch);
+            ensure!(self.prefixes.is_none(), "{at}.prefixes belong to matryoshka or hiersae, not {:?}", self.arch);
+            let own = Sae { arch: self.arch, ..Sae::default() }.select();
+            ensure!(self.select() == own, "{at}.select = {:?} is not what {:?} means", self.select(), self.arch);
+        }
+        ensure!(
+            self.arch == Arch::Hiersae || self.tree.is_none(),
+            "{at}.tree belongs to arch hiersae, not {:?}",
+            self.arch
+        );
+        if let Some(k_coarse) = self.k_coarse {
+            ensure!(k_coarse <= self.n_coarse, "{at}.k_coarse = {k_coarse} exceeds n_coarse = {}", self.n_coarse);
+            ensure!(k_coarse <= self.k, "{at}.k_coarse = {k_coarse} exceeds k = {}", self.k);
+            ensure!(
+                self.k - k_coarse <= self.n_fine,
+                "{at}.k − k_coarse = {} exceeds n_fine = {}",
+                self.k - k_coarse,
+                self.n_fine
+            );
+            ensure!(self.select() != Select::Relu, "{at}.k_coarse has no meaning when select is relu");
+        }
+        if let Some(l1) = self.l1 {
+            not_negative(&format!("{at}.l1"), l1)?;
+            ensure!(self.select() == Select::Relu, "{at}.l1 has no meaning unless select is relu");
+        }
+        if let Some(lr) = self.lr {
+            positive(&format!("{at}.lr"), lr)?;
+        }
+        if let Some(kappa) = self.prior_kappa {
+            not_negative(&format!("{at}.prior_kappa"), kappa)?;
+        }
+        not_negative(&format!("{at}.aux_k.weight"), self.aux_k.weight)?;
+        self.validate_hierarchy(at)
+    }
+
+    fn validate_hierarchy(&self, at: &str) -> Result<()> {
+        if let Some(prefixes) = &self.prefixes {
+            for (i, &m) in prefixes.fixed.iter().enumerate() {
+                ensure!(
+                    m >= 1 && m < self.d_sae(),
+                    "{at}.prefixes.fixed[{i}] = {m} must lie between 1 and d_sae = {}",
+                    self.d_sae()
+                );
+            }
+            at_least(&format!("{at}.prefixes.random_min"), prefixes.random_min, 1)?;
+            not_negative(&format!("{at}.prefixes.beta"), prefixes.beta)?;
+        }
+        if let Some(tree) = &self.tree {
+            let key = |name: &str| format!("{at}.tree.{name}");
+            not_negative(&key("gate"), tree.gate)?;
+            fraction(&key("gate_from"), tree.gate_from)?;
+            fraction(&key("gate_to"), tree.gate_to)?;
+            ensure!(tree.gate_from <= tree.gate_to, "{at}.tree.gate_from exceeds gate_to");
+            fraction(&key("freeze_from"), tree.freeze_from)?;
+            inside(&key("decay"), tree.decay, 0.0, 1.0)?;
+            fraction(&key("min_excess"), tree.min_excess)?;
+            not_negative(&key("min_count"), tree.min_count)?;
+            ensure!(tree.update_every >= 1, "{at}.tree.update_every = 0 must be at least 1");
+            for (name, w) in [("w_mi", tree.w_mi), ("w_coverage", tree.w_coverage), ("w_geometry", tree.w_geometry)] {
+                not_negative(&key(name), w)?;
+            }
+        }
+        if let Some(curriculum) = &self.curriculum {
+            let key = |name: &str| format!("{at}.curriculum.{name}");
+            fraction(&key("coarse_until"), curriculum.coarse_until)?;
+            fraction(&key("fine_full_at"), curriculum.fine_full_at)?;
+            ensure!(
+                curriculum.coarse_until <= curriculum.fine_full_at,
+                "{at}.curriculum.coarse_until exceeds fine_full_at"
+            );
+            not_negative(&key("lr_coarse"), curriculum.lr_coarse)?;
+            not_negative(&key("lr_fine"), curriculum.lr_fine)?;
+        }
+        Ok(())
+    }
+}
+
+fn at_least(key: &str, value: usize, least: usize) -> Result<()> {
+    ensure!(value >= least, "{key} = {value} must be at least {least}");
+    Ok(())
+}
+
+// The comparisons below are written so that NaN fails them.
+
+fn positive(key: &str, value: f64) -> Result<()> {
+    ensure!(value > 0.0 && value.is_finite(), "{key} = {value} must be a positive number");
+    Ok(())
+}
+
+fn not_negative(key: &str, value: f64) -> Result<()> {
+    ensure!(value >= 0.0 && value.is_finite(), "{key} = {value} must be zero or a positive number");
+    Ok(())
+}
+
+/// 0 and 1 included.
+fn fraction(key: &str, value: f64) -> Result<()> {
+    ensure!((0.0..=1.0).contains(&value), "{key} = {value} must lie between 0 and 1");
+    Ok(())
+}
+
+/// Both ends excluded.
+fn inside(key: &str, value: f64, low: f64, high: f64) -> Result<()> {
+    ensure!(value > low && value < high, "{key} = {value} must lie between {low} and {high}, ends excluded");
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! What a stage reads: folders that other stages have published, their files verified before they are parsed.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use super::manifest::{Manifest, Output};
+use crate::digest;
+
+pub struct Input {
+    /// Relative to the run, for example `harvest`.
+    pub name: String,
+    pub manifest: Manifest,
+    folder: PathBuf,
+    verified: RefCell<BTreeSet<String>>,
+}
+
+impl Input {
+    /// Errors: nothing has been published there.
+    pub(super) fn open(run: &Path, name: &str) -> Result<Self> {
+        let folder = run.join(name);
+        let stage = name.split('/').next().unwrap_or(name);
+        let manifest = Manifest::read(&folder)?
+            .with_context(|| format!("{}: nothing published there yet; run `make {stage}`", folder.display()))?;
+        Ok(Self { name: name.into(), manifest, folder, verified: RefCell::default() })
+    }
+
+    /// The path of a published file, its digest checked once per process.
+    ///
+    /// Errors: the manifest lists no such file, or the file is missing or is not what was published.
+    pub fn file(&self, path: &str) -> Result<PathBuf> {
+        let full = self.folder.join(path);
+        let output = self.output(path)?;
+        if !self.verified.borrow().contains(path) {
+            let found = digest::of_file(&full)?;
+            let stage = &self.manifest.key.stage;
+            ensure!(
+                found == output.sha256,
+                "{}: sha256 is {found}, but {} was published; run `make again-{stage}`",
+                full.display(),
+                output.sha256
+            );
+            self.verified.borrow_mut().insert(path.into());
+        }
+        Ok(full)
+    }
+
+    /// Whether the folder holds such a file at all.
+    pub fn has(&self, path: &str) -> bool {
+        self.manifest.outputs.iter().any(|output| output.path == path)
+    }
+
+    /// Published paths that start so, sorted.
+    pub fn paths(&self, prefix: &str) -> Vec<String> {
+        let outputs = self.manifest.outputs.iter().filter(|output| output.path.starts_with(prefix));
+        outputs.map(|output| output.path.clone()).collect()
+    }
+
+    fn output(&self, path: &str) -> Result<&Output> {
+        let output = self.manifest.outputs.iter().find(|output| output.path == path);
+        output.with_context(|| format!("{}: its manifest lists no {path}", self.folder.display()))
+    }
+}

@@ -1,0 +1,199 @@
+//! The stage protocol: one command line, verified inputs, locked and atomically published outputs.
+//!
+//! A stage's `main.rs` reads as a table of contents:
+//!
+//! ```no_run
+//! use artifact::stage::{Stage, main_of};
+//!
+//! fn main() -> std::process::ExitCode {
+//!     main_of("report", "Compares the SAEs of a run", run)
+//! }
+//!
+//! fn run(stage: &Stage) -> anyhow::Result<()> {
+//!     let recover = stage.input("recover")?;
+//!     let config = serde_json::json!({"report": stage.pipeline.report});
+//!     let Some(mut task) = stage.task("report", 1, config, &[&recover])? else { return Ok(()) };
+//!     task.write_bytes("report.md", b"# Report\n")?;
+//!     task.finish()?;
+//!     Ok(())
+//! }
+//! ```
+
+mod args;
+mod input;
+mod lock;
+mod log;
+mod manifest;
+mod memory;
+mod task;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Command, FromArgMatches};
+use serde_json::{Value, json};
+
+pub use args::{LogFormat, Shard, StageArgs};
+pub use input::Input;
+pub use log::{Log, Progress};
+pub use manifest::{FILE_NAME as MANIFEST, Key, Manifest, Output};
+pub use task::{OpenOutput, Task};
+
+use crate::config::{self, DeviceChoice, Pipeline};
+
+/// A stage that has been started: its pipeline, its run folder, its log.
+pub struct Stage {
+    pub name: &'static str,
+    pub pipeline: Pipeline,
+    /// The folder that holds the run's artifacts.
+    pub run: PathBuf,
+    pub args: StageArgs,
+    pub log: Log,
+    /// `cpu` or `cuda`: what keys say of where sums were made.
+    pub device: &'static str,
+}
+
+/// The whole of a stage's `main`: parses the command line, loads the pipeline, runs, and turns an error into one line
+/// and exit code 1.
+pub fn main_of(name: &'static str, about: &'static str, run: impl FnOnce(&Stage) -> Result<()>) -> ExitCode {
+    memory::keep_large_buffers();
+    let command = Command::new(name).about(about).version(env!("CARGO_PKG_VERSION"));
+    let command = <StageArgs as clap::Args>::augment_args(command);
+    let matches = command.get_matches();
+    let args = StageArgs::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    explain_panics(name);
+    let result = start(name, args).and_then(|stage| {
+        let result = run(&stage);
+        if !stage.args.status {
+            stage.note_outcome(result.as_ref().err());
+        }
+        result
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(name: &'static str, args: StageArgs) -> Result<Stage> {
+    let pipeline = config::load(&args.config)?;
+    let log = Log::new(name, args.log_format, args.quiet);
+    if !args.status {
+        log.to_folder(&args.run.join("log"))?;
+    }
+    Ok(Stage { name, run: args.run.clone(), pipeline, args, log, device: "cpu" })
+}
+
+impl Stage {
+    /// Says where tensors will live; part of every key made afterwards. Errors: CUDA is asked for and this build has
+    /// none.
+    pub fn choose_device(&mut self, has_cuda: bool) -> Result<()> {
+        self.device = match self.pipeline.device {
+            DeviceChoice::Cpu => "cpu",
+            DeviceChoice::Auto if !has_cuda => "cpu",
+            DeviceChoice::Auto => "cuda",
+            DeviceChoice::Cuda if has_cuda => "cuda",
+            DeviceChoice::Cuda => anyhow::bail!(
+                "{}: device = cuda, but no GPU answers or this build has no `cuda` feature; set device: cpu",
+                self.args.config.display()
+            ),
+        };
+        Ok(())
+    }
+
+    /// A folder that another task has published.
+    pub fn input(&self, folder: &str) -> Result<Input> {
+        Input::open(&self.run, folder)
+    }
+
+    /// Starts making `folder` under the run. `config` is the part of the pipeline that the outputs depend on.
+    ///
+    /// `None` when there is nothing to do: the outputs are up to date, or only the status was asked for.
+    pub fn task(&self, folder: &str, recipe: u32, config: Value, inputs: &[&Input]) -> Result<Option<Task>> {
+        self.task_with_seed(folder, recipe, config, inputs, self.pipeline.seed)
+    }
+
+    /// The same, for a task with a seed of its own.
+    pub fn task_with_seed(
+        &self,
+        folder: &str,
+        recipe: u32,
+        config: Value,
+        inputs: &[&Input],
+        seed: u64,
+    ) -> Result<Option<Task>> {
+        let key = Key {
+            schema: manifest::SCHEMA,
+            stage: self.name.into(),
+            recipe,
+            seed,
+            device: self.device.into(),
+            config,
+            inputs: inputs.iter().map(|input| (input.name.clone(), input.manifest.digest.clone())).collect(),
+        };
+        if self.args.status {
+            println!("{folder:<24} {}", self.status(&self.run.join(folder), &key));
+            return Ok(None);
+        }
+        Task::begin(self.run.join(folder), key, self.args.force, &self.log)
+    }
+
+    fn status(&self, folder: &Path, key: &Key) -> String {
+        match task::State::of(folder, key) {
+            task::State::Fresh => "fresh".into(),
+            task::State::Stale(why) => format!("stale: {why}"),
+            task::State::Missing => match last_error(&self.run.join("log"), self.name) {
+                Some(error) => format!("failed: {error}"),
+                None => "missing".into(),
+            },
+        }
+    }
+
+    /// `log/STAGE.run.json`: what is no part of an artifact, since it differs from run to run.
+    fn note_outcome(&self, error: Option<&anyhow::Error>) {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let note = json!({
+            "stage": self.name,
+            "config": self.args.config,
+            "run": self.run,
+            "n_threads": threads,
+            "version": env!("CARGO_PKG_VERSION"),
+            "error": error.map(|error| format!("{error:#}")),
+        });
+        let path = self.run.join("log").join(format!("{}.run.json", self.name));
+        // The outcome has been told already; this file serves `make status` and nothing else.
+        let _ = std::fs::write(path, format!("{note:#}\n"));
+    }
+}
+
+/// Why the stage's last run failed, if it did.
+fn last_error(log: &Path, stage: &str) -> Option<String> {
+    let text = std::fs::read_to_string(log.join(format!("{stage}.run.json"))).ok()?;
+    let note: Value = serde_json::from_str(&text).ok()?;
+    note.get("error")?.as_str().map(str::to_owned)
+}
+
+/// A panic is a bug of ours; say so in one line instead of a backtrace.
+fn explain_panics(name: &'static str) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        eprintln!("{name}: internal error at {place}: {message}; this is a bug, please report it");
+    }));
+}
+
+/// Runs a reader that may panic on malformed files, as arrow's can, and turns the panic into an error about the file.
+pub(crate) fn guard<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
+    std::panic::set_hook(hook);
+    match result {
+        Ok(result) => result.with_context(|| path.display().to_string()),
+        Err(_) => anyhow::bail!("{}: malformed, the Parquet reader gave up on it", path.display()),
+    }
+}

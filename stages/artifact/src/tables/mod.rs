@@ -1,0 +1,217 @@
+//! Every Parquet table of a run, in one place: names and columns are an interface, which users read with polars, pandas
+//! and duckdb.
+//!
+//! A table is a struct whose fields are its columns; `rows!` derives schema, writer and reader. Activations have their own
+//! file, since they are matrices and large.
+
+pub mod activations;
+mod cell;
+mod row;
+
+pub use row::{Row, read_rows, write_rows};
+
+use row::rows;
+
+rows! {
+    /// `harvest/contexts.parquet`: one row a document, enough to show any activation row in its context. The row at
+    /// position `pos` of document `doc_id` stands for token `pos`.
+    pub struct Context {
+        doc_id: u32,
+        /// `train` or `heldout`.
+        split: String,
+        /// Where the text comes from: `wordnet`, `state-of-the-union`, a file's name.
+        source: String,
+        /// The document's name within its source: a synset, a year, a file.
+        name: String,
+        text: String,
+        /// One token after another, the separator in front left out; token 0 stands at `pos` 1.
+        token_ids: Vec<u32>,
+        /// Byte offset in `text` where each token starts; it ends where the next one starts.
+        token_starts: Vec<u32>,
+    }
+}
+
+rows! {
+    /// `harvest/truth.parquet`: the planted features, for synthetic sources.
+    pub struct TrueFeature {
+        feature: u32,
+        parent: Option<u32>,
+        /// Share of training rows in which it fires.
+        firing_rate: f64,
+        /// Mean magnitude over the training rows in which it fires.
+        mean_magnitude: f64,
+        /// Unit vector, [d_model].
+        direction: Vec<f32>,
+    }
+}
+
+rows! {
+    /// `harvest/firing.parquet`: which planted features fire in a held-out row, in the order of the held-out rows.
+    pub struct TrueFiring {
+        doc_id: u32,
+        pos: u16,
+        features: Vec<u32>,
+        magnitudes: Vec<f32>,
+    }
+}
+
+rows! {
+    /// `train/SAE/tree.parquet` and `recover/trees.parquet`: a row a latent.
+    pub struct TreeNode {
+        latent: u32,
+        /// `coarse`, `fine` or `flat`.
+        level: String,
+        parent: Option<u32>,
+        /// Mutual information of firing with the parent, bits.
+        weight: Option<f64>,
+        /// The second-best parent, and by how many bits it loses.
+        runner_up: Option<u32>,
+        margin: Option<f64>,
+    }
+}
+
+rows! {
+    /// `train/SAE/curve.parquet`: a row a logged step. Losses are means per token, in normalised units.
+    pub struct CurveRow {
+        step: u64,
+        tokens: u64,
+        lr_coarse: f64,
+        lr_fine: f64,
+        loss: f64,
+        /// ‖x − x̂‖².
+        mse: f64,
+        /// Σ over inner prefixes, weighted.
+        mse_prefixes: f64,
+        l1: f64,
+        aux: f64,
+        mi: f64,
+        coverage: f64,
+        geometry: f64,
+        /// Of the batch.
+        fvu: f64,
+        l0_coarse: f64,
+        l0_fine: f64,
+        /// Share of latents.
+        dead: f64,
+        grad_norm: f64,
+        /// Of the L1 penalty.
+        l1_coefficient: f64,
+        /// The gate's present strength, in pre-activation units.
+        gate: f64,
+        n_edges: u64,
+    }
+}
+
+rows! {
+    /// `recover/recovery.parquet` and what the report compares.
+    pub struct Metric {
+        sae: String,
+        seed: u64,
+        /// `flat` or `gated`: whether the tree's gate takes part.
+        view: String,
+        /// `native` or `prior`: how active latents are chosen.
+        threshold: String,
+        metric: String,
+        /// `all`, `coarse` or `fine`.
+        level: String,
+        value: f64,
+        ci_low: Option<f64>,
+        ci_high: Option<f64>,
+    }
+}
+
+rows! {
+    /// `recover/edges.parquet`: a row per parent-child edge (science.md §6). Counts are over held-out tokens.
+    pub struct Edge {
+        sae: String,
+        seed: u64,
+        view: String,
+        threshold: String,
+        /// `own`, `posthoc`, `rate-matched`, `cosine` or `permuted`.
+        tree: String,
+        parent: u32,
+        child: u32,
+        n11: u64,
+        n_parent: u64,
+        n_child: u64,
+        n: u64,
+        /// Plug-in minus Miller–Madow.
+        mi_bits: f64,
+        mi_ci_low: f64,
+        mi_ci_high: f64,
+        mi_over_h_child: f64,
+        mi_over_nested: f64,
+        p_parent_given_child: f64,
+        p_child_given_parent: f64,
+        log_odds: f64,
+        decoder_cosine: f64,
+        /// Mean over circular shifts within documents, and its 97.5 % quantile.
+        mi_null_bits: f64,
+        mi_null_high_bits: f64,
+        p_value: f64,
+        q_value: f64,
+        /// Gaussian-copula mutual information of magnitudes over co-active tokens; null below 200 of them.
+        mi_magnitude_bits: Option<f64>,
+    }
+}
+
+rows! {
+    /// `recover/latents.parquet`: a row a latent, its firing over the held-out split.
+    pub struct Latent {
+        sae: String,
+        seed: u64,
+        view: String,
+        threshold: String,
+        latent: u32,
+        level: String,
+        n_firings: u64,
+        firing_rate: f64,
+        mean_activation: f64,
+        max_activation: f64,
+    }
+}
+
+rows! {
+    /// `probe/probes.parquet`.
+    pub struct ProbeScore {
+        sae: String,
+        seed: u64,
+        view: String,
+        threshold: String,
+        task: String,
+        /// `all`, `coarse` or `fine`: the latents the probe may choose from. `activations` and `embeddings` for the
+        /// baselines, whose `sae` is empty.
+        level: String,
+        /// Latents used; null for the baselines, which use every coordinate.
+        k: Option<u64>,
+        /// Accuracy on the test half.
+        score: f64,
+        /// Share of the largest class in the test half.
+        baseline: f64,
+        ci_low: f64,
+        ci_high: f64,
+        n_test: u64,
+    }
+}
+
+rows! {
+    /// `probe/splice.parquet`: the model with an activation replaced.
+    pub struct SpliceScore {
+        /// Empty for the clean model and the ablations.
+        sae: String,
+        seed: u64,
+        view: String,
+        threshold: String,
+        /// `clean`, `reconstruction`, `zero` or `mean`.
+        intervention: String,
+        /// Nats per token.
+        cross_entropy: f64,
+        /// KL(clean ‖ spliced), nats per token.
+        kl: f64,
+        /// (CE_zero − CE) / (CE_zero − CE_clean).
+        ce_recovered: f64,
+        ci_low: f64,
+        ci_high: f64,
+        n_tokens: u64,
+    }
+}
