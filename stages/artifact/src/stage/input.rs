@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::manifest::{Manifest, Output};
+use super::manifest::{Key, Manifest, Output, SCHEMA};
 use crate::digest;
 
 pub struct Input {
@@ -20,8 +20,27 @@ pub struct Input {
 impl Input {
     /// Errors: nothing has been published there.
     pub(super) fn open(run: &Path, name: &str) -> Result<Self> {
-        let folder = run.join(name);
-        let stage = name.split('/').next().unwrap_or(name);
+        Self::at(run.join(name), name)
+    }
+
+    /// Files of the user, used where they are; `outputs` is what they were when `fetch` looked at them.
+    pub(super) fn local(name: &str, folder: PathBuf, outputs: Vec<Output>) -> Self {
+        let key = Key {
+            schema: SCHEMA,
+            stage: "fetch".into(),
+            recipe: 0,
+            seed: 0,
+            device: "cpu".into(),
+            config: serde_json::Value::Null,
+            inputs: Default::default(),
+        };
+        Self { name: name.into(), manifest: Manifest::new(key, outputs), folder, verified: RefCell::default() }
+    }
+
+    pub(super) fn at(folder: PathBuf, name: &str) -> Result<Self> {
+        // Sources are published by `fetch`.
+        let name_of_stage = if name.starts_with("source/") { "fetch" } else { name };
+        let stage = name_of_stage.split('/').next().unwrap_or(name);
         let manifest = Manifest::read(&folder)?
             .with_context(|| format!("{}: nothing published there yet; run `make {stage}`", folder.display()))?;
         Ok(Self { name: name.into(), manifest, folder, verified: RefCell::default() })

@@ -25,6 +25,7 @@ mod lock;
 mod log;
 mod manifest;
 mod memory;
+mod source;
 mod task;
 
 use std::path::{Path, PathBuf};
@@ -38,6 +39,7 @@ pub use args::{LogFormat, Shard, StageArgs};
 pub use input::Input;
 pub use log::{Log, Progress};
 pub use manifest::{FILE_NAME as MANIFEST, Key, Manifest, Output};
+pub use source::{ACTIVATIONS, ModelOrigin, SOURCES, Source, VADER};
 pub use task::{OpenOutput, Task};
 
 use crate::config::{self, DeviceChoice, Pipeline};
