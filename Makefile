@@ -1,0 +1,84 @@
+# HierSAE: the graph of the pipeline. Each stage is a program that reads and writes folders under RUN; its target is the
+# manifest that it writes last. Make's times say "maybe": a stage whose inputs and keys are unchanged says so and leaves
+# its outputs alone.
+#
+#   make all                                  the default pipeline, into data/run
+#   make all CONFIG=configs/synthetic.yaml    another one, into data/run-synthetic
+#   make help                                 everything else
+
+CONFIG ?= pipeline.yaml
+RUN    ?= $(if $(filter pipeline.yaml,$(CONFIG)),data/run,data/run-$(basename $(notdir $(CONFIG))))
+BIN    := $(or $(CARGO_TARGET_DIR),target)/release
+STAGES := fetch harvest train recover probe report
+FLAGS   = --config $(CONFIG) --run $(RUN)
+REPRO  := data/run-repro
+BENCH  := data/run-bench
+SHELL  := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.SECONDARY:
+.PRECIOUS: $(RUN)/%/manifest.json
+
+.PHONY: all $(STAGES) status build test bench repro clean clean-source help FORCE
+
+all: report ## run every stage that is not up to date, then say where the report is
+	@echo "report: $(RUN)/report/report.md"
+
+$(STAGES): %: $(RUN)/%/manifest.json ## run one stage, and what it needs
+
+# Who reads whom.
+$(RUN)/harvest/manifest.json: $(RUN)/fetch/manifest.json
+$(RUN)/train/manifest.json:   $(RUN)/harvest/manifest.json
+$(RUN)/recover/manifest.json: $(RUN)/train/manifest.json
+$(RUN)/probe/manifest.json:   $(RUN)/train/manifest.json
+$(RUN)/report/manifest.json:  $(RUN)/recover/manifest.json $(RUN)/probe/manifest.json
+
+$(RUN)/%/manifest.json: $(CONFIG) $(RUN)/.config $(BIN)/%
+	@echo "== $*"
+	@$(BIN)/$* $(FLAGS)
+
+# Another CONFIG with the same RUN is a change, whatever the files' times.
+$(RUN)/.config: FORCE
+	@mkdir -p $(RUN)
+	@echo "$(CONFIG)" | cmp -s - $@ || echo "$(CONFIG)" > $@
+
+# Cargo knows whether a program is fresh; make only looks at its time afterwards.
+$(STAGES:%=$(BIN)/%): build
+	@:
+build: ## compile all stages
+	@command -v cargo > /dev/null || { echo "make: cargo not found; install Rust 1.95 or newer from https://rustup.rs"; exit 1; }
+	@cargo build --release --locked
+
+again-%: $(BIN)/% ## run one stage even if it is up to date
+	@$(BIN)/$* $(FLAGS) --force
+
+status: build ## what is fresh, stale, missing or failed, and why (given what lies upstream now)
+	@for stage in $(STAGES); do $(BIN)/$$stage $(FLAGS) --status || true; done
+
+test: fetch ## all tests; the language model is fetched first, since some read it
+	cargo test --release --workspace --locked
+
+repro: build ## run the smoke pipeline with 1 and 2 threads in two folders and compare every digest
+	@rm -rf $(REPRO)
+	@for n in 1 2; do \
+	  RAYON_NUM_THREADS=$$n $(MAKE) --no-print-directory all CONFIG=configs/smoke.yaml RUN=$(REPRO)/threads-$$n; \
+	  (cd $(REPRO)/threads-$$n && find . -name manifest.json | LC_ALL=C sort | xargs sha256sum) > $(REPRO)/digests-$$n; \
+	done
+	@cat $(REPRO)/digests-1
+	@diff $(REPRO)/digests-1 $(REPRO)/digests-2 && echo "repro: $$(wc -l < $(REPRO)/digests-1) manifests, equal with 1 and 2 threads"
+
+bench: harvest ## train CONFIG's SAEs anew in a scratch folder and say tokens/s by part
+	@rm -rf $(BENCH) && mkdir -p $(BENCH) && cp -r $(RUN)/fetch $(RUN)/harvest $(BENCH)
+	@$(BIN)/train --config $(CONFIG) --run $(BENCH) --force
+	@sed -n 's/.*"message":"\([^"]*\/s[^"]*\)".*/\1/p' $(RUN)/log/harvest.log | sed 's/^/harvest: /' | tail -n 3
+	@sed -n 's/.*"message":"\([^"]*\/s[^"]*\)".*/\1/p' $(BENCH)/log/train.log | sed 's/^/train: /'
+
+clean: ## remove what was generated under RUN, and the scratch folders; sources and answers stay
+	rm -rf $(RUN) $(REPRO) $(BENCH)
+clean-source: ## remove what was fetched
+	rm -rf data/source
+
+help: ## this list
+	@echo "usage: make [TARGET] [CONFIG=pipeline.yaml] [RUN=data/run]"
+	@sed -n -e 's/^$$(STAGES):/STAGE:/' -e 's/^again-%/again-STAGE/' -e 's/^\([A-Za-z-]*\):[^#]*## /\1 /p' Makefile \
+	  | while read -r target what; do printf '  %-14s %s\n' "$$target" "$$what"; done
+	@echo "STAGE is one of: $(STAGES)"

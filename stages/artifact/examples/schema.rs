@@ -1,0 +1,5 @@
+//! Prints the JSON Schema of `pipeline.yaml`: `cargo run --release -p artifact --example schema > pipeline.schema.json`.
+
+fn main() {
+    println!("{}", artifact::config::json_schema());
+}
