@@ -1,0 +1,153 @@
+//! The numbers of a Llama-family model, taken from a GGUF file's metadata.
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::gguf::{Gguf, Value};
+
+/// The architecture's numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Number of blocks.
+    pub n_layers: usize,
+    /// Query heads of a block.
+    pub n_heads: usize,
+    /// Key and value heads of a block; each serves `n_heads / n_kv_heads` query heads.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub d_head: usize,
+    /// Width of the feed-forward part.
+    pub d_ffn: usize,
+    /// Number of tokens in the vocabulary.
+    pub n_vocab: usize,
+    /// Longest context, in tokens, that the model was made for.
+    pub context_length: usize,
+    /// Base of the rotary position embedding's frequencies.
+    pub rope_base: f64,
+    /// ε of the RMS norms.
+    pub rms_eps: f32,
+}
+
+/// No size in a Llama-family model comes near this; a larger figure is a damaged file, and smaller ones
+/// cannot overflow when two or three of them are multiplied.
+const MAX_SIZE: usize = 1 << 20;
+
+impl ModelConfig {
+    /// Reads and checks the metadata. Errors name the file and the key.
+    pub(crate) fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        Self::read(gguf).with_context(|| gguf.path().display().to_string())
+    }
+
+    fn read(gguf: &Gguf) -> Result<Self> {
+        let architecture = string(gguf, "general.architecture")?;
+        ensure!(architecture == "llama", "architecture {architecture} is not supported, only llama");
+        refuse_variants(gguf)?;
+
+        let d_model = size(gguf, "llama.embedding_length")?;
+        let n_heads = size(gguf, "llama.attention.head_count")?;
+        let n_kv_heads = optional_size(gguf, "llama.attention.head_count_kv")?.unwrap_or(n_heads);
+        ensure!(
+            n_heads.is_multiple_of(n_kv_heads),
+            "llama.attention.head_count = {n_heads} is not a multiple of llama.attention.head_count_kv = {n_kv_heads}"
+        );
+        let d_head = match optional_size(gguf, "llama.attention.key_length")? {
+            Some(d_head) => d_head,
+            None if d_model.is_multiple_of(n_heads) => d_model / n_heads,
+            None => bail!("llama.embedding_length = {d_model} does not divide into {n_heads} heads"),
+        };
+        ensure!(d_head.is_multiple_of(2), "heads of odd width {d_head} have no rotary pairs");
+        for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
+            if let Some(n) = optional_size(gguf, key)? {
+                ensure!(n == d_head, "{key} = {n} differs from the heads' width {d_head}: not supported");
+            }
+        }
+
+        let rope_base = optional_float(gguf, "llama.rope.freq_base")?.unwrap_or(10_000.0);
+        ensure!(rope_base.is_finite() && rope_base > 1.0, "llama.rope.freq_base = {rope_base} is no base");
+        let rms_eps = float(gguf, "llama.attention.layer_norm_rms_epsilon")? as f32;
+        ensure!(
+            rms_eps.is_finite() && rms_eps > 0.0,
+            "llama.attention.layer_norm_rms_epsilon = {rms_eps}, expected a small positive number"
+        );
+
+        let embedding = gguf.info("token_embd.weight").context("tensor token_embd.weight is missing")?;
+        let n_vocab = *embedding.dims.get(1).context("tensor token_embd.weight is not a matrix")?;
+        if let Some(n) = optional_size(gguf, "llama.vocab_size")? {
+            ensure!(n == n_vocab, "llama.vocab_size = {n}, but token_embd.weight has {n_vocab} rows");
+        }
+        Ok(Self {
+            d_model,
+            n_layers: size(gguf, "llama.block_count")?,
+            n_heads,
+            n_kv_heads,
+            d_head,
+            d_ffn: size(gguf, "llama.feed_forward_length")?,
+            n_vocab,
+            context_length: size(gguf, "llama.context_length")?,
+            rope_base,
+            rms_eps,
+        })
+    }
+}
+
+/// Variants of the architecture that would run and be wrong.
+fn refuse_variants(gguf: &Gguf) -> Result<()> {
+    if let Some(n) = optional_integer(gguf, "llama.expert_count")? {
+        ensure!(n == 0, "llama.expert_count = {n}: mixtures of experts are not supported");
+    }
+    match gguf.get("llama.rope.scaling.type") {
+        None => {}
+        Some(Value::String(kind)) if kind == "none" => {}
+        Some(value) => bail!("llama.rope.scaling.type = {value:?} is not supported"),
+    }
+    for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+        if let Some(factor) = optional_float(gguf, key)? {
+            ensure!(factor == 1.0, "{key} = {factor} is not supported");
+        }
+    }
+    for key in ["llama.attention.sliding_window", "llama.attention.clamp_kqv", "llama.attention.max_alibi_bias"] {
+        ensure!(gguf.get(key).is_none(), "{key} is not supported");
+    }
+    Ok(())
+}
+
+fn size(gguf: &Gguf, key: &str) -> Result<usize> {
+    optional_size(gguf, key)?.with_context(|| format!("{key} is missing"))
+}
+
+fn optional_size(gguf: &Gguf, key: &str) -> Result<Option<usize>> {
+    let Some(n) = optional_integer(gguf, key)? else { return Ok(None) };
+    match usize::try_from(n) {
+        Ok(n) if (1..=MAX_SIZE).contains(&n) => Ok(Some(n)),
+        _ => bail!("{key} = {n}, expected 1 to {MAX_SIZE}"),
+    }
+}
+
+fn optional_integer(gguf: &Gguf, key: &str) -> Result<Option<i128>> {
+    match gguf.get(key) {
+        None => Ok(None),
+        Some(Value::Integer(n)) => Ok(Some(*n)),
+        Some(other) => bail!("{key} is {}, expected an integer", other.kind()),
+    }
+}
+
+fn float(gguf: &Gguf, key: &str) -> Result<f64> {
+    optional_float(gguf, key)?.with_context(|| format!("{key} is missing"))
+}
+
+fn optional_float(gguf: &Gguf, key: &str) -> Result<Option<f64>> {
+    match gguf.get(key) {
+        None => Ok(None),
+        Some(Value::Float(x)) => Ok(Some(*x)),
+        Some(other) => bail!("{key} is {}, expected a float", other.kind()),
+    }
+}
+
+fn string<'a>(gguf: &'a Gguf, key: &str) -> Result<&'a str> {
+    match gguf.get(key) {
+        None => bail!("{key} is missing"),
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => bail!("{key} is {}, expected a string", other.kind()),
+    }
+}

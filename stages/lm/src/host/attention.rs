@@ -1,0 +1,74 @@
+//! Causal attention with grouped heads, on slices.
+
+use super::kernels::{causal_softmax, rotate, vectorised};
+use super::linear::{Matrix, multiply};
+use crate::config::ModelConfig;
+use crate::rope::Rope;
+
+/// Queries whose scores are computed together. Keys after the last of them are skipped.
+const QUERIES_PER_TILE: usize = 64;
+
+/// softmax(q kᵀ / √d_head, over earlier positions) v, for every head of every context.
+/// Shapes: qkv [T, (n_heads + 2·n_kv_heads)·d_head], rotated in place → [T, n_heads·d_head].
+/// Source: Vaswani et al. 2017, equation 1; grouped heads: Ainslie et al. 2023, "GQA".
+pub(crate) fn attend(qkv: &mut [f32], config: &ModelConfig, rope: &Rope, context: usize) -> Vec<f32> {
+    let &ModelConfig { n_heads, n_kv_heads, d_head, .. } = config;
+    let width = (n_heads + 2 * n_kv_heads) * d_head;
+    let d_queries = n_heads * d_head;
+    rotate_and_scale(qkv, config, rope, context);
+
+    let mut out = vec![0.0; qkv.len() / width * d_queries];
+    let mut scores = vec![0.0; QUERIES_PER_TILE.min(context) * context];
+    for (qkv, out) in qkv.chunks_exact(context * width).zip(out.chunks_exact_mut(context * d_queries)) {
+        for head in 0..n_heads {
+            let kv_head = head / (n_heads / n_kv_heads);
+            let keys = &qkv[(n_heads + kv_head) * d_head..];
+            let values = &qkv[(n_heads + n_kv_heads + kv_head) * d_head..];
+            for first in (0..context).step_by(QUERIES_PER_TILE) {
+                let end = (first + QUERIES_PER_TILE).min(context);
+                let queries = &qkv[first * width + head * d_head..];
+                let queries = Matrix { values: queries, row_stride: width, column_stride: 1 };
+                let keys = Matrix { values: keys, row_stride: 1, column_stride: width };
+                let values = Matrix { values, row_stride: width, column_stride: 1 };
+                let n_queries = end - first;
+                let scores = &mut scores[..n_queries * end];
+                let out = &mut out[first * d_queries + head * d_head..];
+                assert!(out.len() >= (n_queries - 1) * d_queries + d_head, "the output is too short");
+                // SAFETY: `scores` holds n_queries × end values, `out` the head's columns of n_queries rows.
+                unsafe {
+                    multiply(n_queries, end, d_head, queries, keys, scores.as_mut_ptr(), end);
+                    causal_softmax(scores, end, first);
+                    let scores = Matrix { values: scores, row_stride: end, column_stride: 1 };
+                    multiply(n_queries, d_head, end, scores, values, out.as_mut_ptr(), d_queries);
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Rotates queries and keys by their positions, and scales queries by 1 / √d_head.
+fn rotate_and_scale(qkv: &mut [f32], config: &ModelConfig, rope: &Rope, context: usize) {
+    let &ModelConfig { n_heads, n_kv_heads, d_head, .. } = config;
+    let width = (n_heads + 2 * n_kv_heads) * d_head;
+    let scale = 1.0 / (d_head as f32).sqrt();
+    vectorised(
+        #[inline(always)]
+        || {
+            for (row, qkv) in qkv.chunks_exact_mut(width).enumerate() {
+                let angles = (row % context) * (d_head / 2)..(row % context + 1) * (d_head / 2);
+                let (cos, sin) = (&rope.cos[angles.clone()], &rope.sin[angles]);
+                let (queries, rest) = qkv.split_at_mut(n_heads * d_head);
+                for head in queries.chunks_exact_mut(d_head) {
+                    rotate(head, cos, sin);
+                    for q in head {
+                        *q *= scale;
+                    }
+                }
+                for head in rest[..n_kv_heads * d_head].chunks_exact_mut(d_head) {
+                    rotate(head, cos, sin);
+                }
+            }
+        },
+    );
+}

@@ -1,0 +1,271 @@
+//! The language model: open it, read activations at a hook, splice a replacement in, read off logits.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rayon::prelude::*;
+
+use crate::config::ModelConfig;
+use crate::device::is_cpu;
+use crate::forward::{self, At};
+use crate::gguf::Gguf;
+use crate::hook::{Hook, Site};
+use crate::host::{HostPass, HostWeights};
+use crate::rope::Rope;
+use crate::tensor_blocks::{TensorPass, TensorWeights};
+use crate::tokenizer::Tokenizer;
+use crate::weights::refuse_unknown_tensors;
+
+/// Tokens that one thread takes through the blocks together (whole contexts, at least one).
+/// Fixed, so that nothing depends on the number of threads.
+const TOKENS_PER_GROUP: usize = 512;
+/// Rows whose logits are computed together where they are only summed up.
+const ROWS_OF_LOGITS: usize = 256;
+
+/// A Llama-family model with its tokenizer.
+#[derive(Debug)]
+pub struct LanguageModel {
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    weights: Weights,
+    /// Token embeddings, [n_vocab, d_model], tied to the unembedding.
+    embedding: Tensor<2>,
+    device: Device,
+}
+
+#[derive(Debug)]
+enum Weights {
+    Host(HostWeights),
+    Tensors(Box<TensorWeights>),
+}
+
+/// A forward pass stopped at a hook.
+#[derive(Clone, Debug)]
+pub struct Paused {
+    hook: Hook,
+    context: usize,
+    at: At<Vec<f32>>,
+}
+
+impl Paused {
+    /// The hooked activation, [batch · context, d_model] row-major.
+    pub fn value(&self) -> &[f32] {
+        &self.at.value
+    }
+
+    /// The hook it stopped at.
+    pub fn hook(&self) -> Hook {
+        self.hook
+    }
+}
+
+impl LanguageModel {
+    /// Reads a model from a `.gguf` file to a device.
+    ///
+    /// Errors: the file is damaged, or holds an architecture, variant, tokenizer or tensor type that is not supported;
+    /// the message names the file and the key or tensor.
+    pub fn open(path: &Path, device: &Device) -> Result<Self> {
+        if path.is_dir() {
+            bail!("{} is a folder: models are read from a .gguf file so far, not from safetensors", path.display());
+        }
+        let gguf = Gguf::open(path)?;
+        let config = ModelConfig::from_gguf(&gguf)?;
+        refuse_unknown_tensors(&gguf, &config)?;
+        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        ensure!(
+            tokenizer.n_vocab() == config.n_vocab,
+            "{}: {} tokens, but {} rows of token_embd.weight",
+            path.display(),
+            tokenizer.n_vocab(),
+            config.n_vocab
+        );
+        let rows = gguf.read("token_embd.weight", &[config.d_model, config.n_vocab])?;
+        let on_device = |rows| Tensor::from_data(TensorData::new(rows, [config.n_vocab, config.d_model]), device);
+        let (weights, embedding) = if is_cpu(device) {
+            (Weights::Host(HostWeights::read(&gguf, &config)?), on_device(rows))
+        } else {
+            (Weights::Tensors(Box::new(TensorWeights::read(&gguf, &config, device)?)), on_device(rows))
+        };
+        Ok(Self { config, tokenizer, weights, embedding, device: device.clone() })
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The activations at a hook; blocks behind it are not computed.
+    ///
+    /// Shapes: tokens [batch · context] row-major → [batch · context · d_model].
+    /// A row depends on its own context alone, not on the others in the batch nor on the number of threads.
+    /// On the CPU a thread takes about 512 tokens at a time: batches of some thousand tokens keep all threads busy.
+    /// Errors: no such block, tokens that are no whole contexts, a context that is too long, an unknown token.
+    pub fn activations(&self, tokens: &[u32], context: usize, hook: Hook) -> Result<Vec<f32>> {
+        Ok(self.run_to(tokens, context, hook)?.at.value)
+    }
+
+    /// Runs up to a hook and keeps what is needed to go on. Shapes and errors as for `activations`.
+    pub fn run_to(&self, tokens: &[u32], context: usize, hook: Hook) -> Result<Paused> {
+        self.check(tokens, context)?;
+        self.check_hook(hook)?;
+        let rope = self.rope(context);
+        let groups: Vec<&[u32]> = tokens.chunks(group_tokens(context)).collect();
+        let parts: Vec<At<Vec<f32>>> = match &self.weights {
+            Weights::Host(weights) => {
+                let pass = HostPass { weights, rope: &rope, context };
+                let run = |group: &&[u32]| Ok(forward::run_to(&pass, to_host(self.embed(group))?, hook));
+                groups.par_iter().map(run).collect::<Result<_>>()?
+            }
+            Weights::Tensors(weights) => {
+                let pass = TensorPass::new(weights, &rope, context);
+                let run = |group: &[u32]| {
+                    let at = forward::run_to(&pass, self.embed(group), hook);
+                    Ok(At { value: to_host(at.value)?, residual: at.residual.map(to_host).transpose()? })
+                };
+                groups.into_iter().map(run).collect::<Result<_>>()?
+            }
+        };
+        Ok(Paused { hook, context, at: join(parts) })
+    }
+
+    /// Goes on from a hook with the activation itself, or with a replacement of the same shape
+    /// (in all blocks behind it, attention sees the replacement at every position).
+    ///
+    /// Returns the hidden state after the last norm, [batch · context, d_model], for `unembed`.
+    /// Errors: the replacement has another length.
+    pub fn resume(&self, paused: &Paused, replacement: Option<&[f32]>) -> Result<Tensor<2>> {
+        let value = replacement.unwrap_or(&paused.at.value);
+        let (n, d_model) = (paused.at.value.len(), self.config.d_model);
+        ensure!(value.len() == n, "a replacement of {} values at {}, which has {n}", value.len(), paused.hook);
+        let rope = self.rope(paused.context);
+        let group = group_tokens(paused.context) * d_model;
+        let group_at = |(i, value): (usize, &[f32])| {
+            let residual = paused.at.residual.as_ref().map(|x| x[i * group..][..value.len()].to_vec());
+            At { value: value.to_vec(), residual }
+        };
+        match &self.weights {
+            Weights::Host(weights) => {
+                let pass = HostPass { weights, rope: &rope, context: paused.context };
+                let run = |part| forward::resume(&pass, paused.hook, group_at(part));
+                let parts: Vec<Vec<f32>> = value.par_chunks(group).enumerate().map(run).collect();
+                Ok(self.to_device(parts.concat()))
+            }
+            Weights::Tensors(weights) => {
+                let pass = TensorPass::new(weights, &rope, paused.context);
+                let run = |part| {
+                    let At { value, residual } = group_at(part);
+                    let at = At { value: self.to_device(value), residual: residual.map(|x| self.to_device(x)) };
+                    forward::resume(&pass, paused.hook, at)
+                };
+                Ok(Tensor::cat(value.chunks(group).enumerate().map(run).collect(), 0))
+            }
+        }
+    }
+
+    /// The hidden state after the last norm, [batch · context, d_model]: the plain forward pass.
+    /// Shapes and errors as for `activations`.
+    pub fn hidden(&self, tokens: &[u32], context: usize) -> Result<Tensor<2>> {
+        let start = Hook { block: 0, site: Site::ResidPre };
+        self.resume(&self.run_to(tokens, context, start)?, None)
+    }
+
+    /// Next-token logits by the tied unembedding. Shapes: hidden [T, d_model] → [T, n_vocab].
+    ///
+    /// 256 rows of logits of SmolLM2 are 50 MB: call it on slices of a long batch.
+    pub fn unembed(&self, hidden: Tensor<2>) -> Tensor<2> {
+        hidden.matmul(self.embedding.clone().transpose())
+    }
+
+    /// Negative log-likelihood of each row's target token, in nats: −log softmax(logits)[target].
+    ///
+    /// Shapes: hidden [T, d_model] of `resume` or `hidden`, targets [T] → [T]. Errors: lengths differ, unknown token.
+    pub fn next_token_loss_nats(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Vec<f32>> {
+        let [n_rows, _] = hidden.dims();
+        ensure!(n_rows == targets.len(), "{n_rows} rows of hidden states, but {} targets", targets.len());
+        self.check_ids(targets)?;
+        let mut losses = Vec::with_capacity(n_rows);
+        for (piece, targets) in targets.chunks(ROWS_OF_LOGITS).enumerate() {
+            let rows = hidden.clone().narrow(0, piece * ROWS_OF_LOGITS, targets.len());
+            let logits = to_host(self.unembed(rows))?; // [rows, n_vocab]
+            let loss = |(row, &target): (&[f32], &u32)| {
+                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let sum: f64 = row.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+                (sum.ln() - f64::from(row[target as usize] - max)) as f32
+            };
+            losses.par_extend(logits.par_chunks(self.config.n_vocab).zip(targets).map(loss));
+        }
+        Ok(losses)
+    }
+
+    /// Token embeddings. Shapes: [T] → [T · d_model]. Errors: an unknown token.
+    pub fn token_embeddings(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.check_ids(tokens)?;
+        to_host(self.embed(tokens))
+    }
+
+    /// Shapes: [T] → [T, d_model].
+    fn embed(&self, tokens: &[u32]) -> Tensor<2> {
+        let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [tokens.len()]), &self.device);
+        self.embedding.clone().select(0, ids)
+    }
+
+    fn check(&self, tokens: &[u32], context: usize) -> Result<()> {
+        let longest = self.config.context_length;
+        ensure!((1..=longest).contains(&context), "a context of {context} tokens: this model takes 1 to {longest}");
+        ensure!(!tokens.is_empty(), "no tokens");
+        ensure!(
+            tokens.len().is_multiple_of(context),
+            "{} tokens are no whole number of contexts of {context}",
+            tokens.len()
+        );
+        self.check_ids(tokens)
+    }
+
+    fn check_ids(&self, tokens: &[u32]) -> Result<()> {
+        match tokens.iter().position(|&id| id as usize >= self.config.n_vocab) {
+            None => Ok(()),
+            Some(at) => bail!("token {} at row {at} is beyond the vocabulary of {}", tokens[at], self.config.n_vocab),
+        }
+    }
+
+    /// Errors: the model has no such block.
+    pub fn check_hook(&self, hook: Hook) -> Result<()> {
+        let n_layers = self.config.n_layers;
+        ensure!(hook.block < n_layers, "{hook}: this model has blocks 0 to {}", n_layers - 1);
+        Ok(())
+    }
+
+    fn rope(&self, context: usize) -> Rope {
+        Rope::new(context, self.config.d_head, self.config.rope_base)
+    }
+
+    fn to_device(&self, rows: Vec<f32>) -> Tensor<2> {
+        let n_rows = rows.len() / self.config.d_model;
+        Tensor::from_data(TensorData::new(rows, [n_rows, self.config.d_model]), &self.device)
+    }
+}
+
+/// Tokens of a group: as many whole contexts as fit, and at least one.
+fn group_tokens(context: usize) -> usize {
+    (TOKENS_PER_GROUP / context).max(1) * context
+}
+
+fn join(parts: Vec<At<Vec<f32>>>) -> At<Vec<f32>> {
+    let (values, residuals): (Vec<_>, Vec<_>) = parts.into_iter().map(|at| (at.value, at.residual)).unzip();
+    let residuals: Option<Vec<_>> = residuals.into_iter().collect();
+    At { value: values.concat(), residual: residuals.map(|parts| parts.concat()) }
+}
+
+fn to_host(tensor: Tensor<2>) -> Result<Vec<f32>> {
+    let data = tensor.try_into_data().context("reading a tensor from its device")?;
+    data.try_into_vec::<f32>().map_err(|error| anyhow::anyhow!("a tensor that is not f32: {error:?}"))
+}
