@@ -1,0 +1,179 @@
+//! What each metric is called in the report, which way is better, and how it is written.
+
+use Better::{Higher, Lower, Neither};
+use Format::{Count, Percent, Plain, Tenths};
+
+use crate::figures::{Figure, Name};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Better {
+    Higher,
+    Lower,
+    /// Neither: it says where a figure stands, not how good it is.
+    Neither,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// Three decimals.
+    Plain,
+    /// One decimal.
+    Tenths,
+    Percent,
+    Count,
+}
+
+/// A column of a table: one metric at one level.
+#[derive(Clone, Debug)]
+pub(crate) struct Column {
+    pub(crate) name: Name,
+    pub(crate) title: String,
+    pub(crate) better: Better,
+    pub(crate) format: Format,
+}
+
+impl Column {
+    pub(crate) fn new(name: Name, title: &str, better: Better, format: Format) -> Self {
+        Self { name, title: title.into(), better, format }
+    }
+
+    /// A metric of `recovery.parquet` over all latents.
+    fn of(metric: &str, title: &str, better: Better, format: Format) -> Self {
+        Self::new(Name::new(metric, "all"), title, better, format)
+    }
+
+    /// The title with the direction in which it improves.
+    pub(crate) fn heading(&self) -> String {
+        match self.better {
+            Higher => format!("{} ↑", self.title),
+            Lower => format!("{} ↓", self.title),
+            Neither => self.title.clone(),
+        }
+    }
+}
+
+/// How well a budget of latents reconstructs, and what that does to the model.
+pub(crate) fn reconstruction() -> Vec<Column> {
+    let level =
+        |metric: &str, level: &str, title: &str, format| Column::new(Name::new(metric, level), title, Neither, format);
+    vec![
+        Column::of("ev", "EV", Higher, Plain),
+        Column::of("fvu", "FVU", Lower, Plain),
+        Column::of("l0", "L0", Neither, Tenths),
+        level("l0", "coarse", "L0 coarse", Tenths),
+        level("l0", "fine", "L0 fine", Tenths),
+        Column::of("dead", "dead", Lower, Percent),
+        Column::of("ce_recovered", "CE recovered", Higher, Plain),
+        Column::of("kl", "KL, nats", Lower, Plain),
+    ]
+}
+
+/// Latents against planted features.
+pub(crate) fn features() -> Vec<Column> {
+    vec![
+        Column::of("f1", "F1", Higher, Plain),
+        Column::of("precision", "precision", Higher, Plain),
+        Column::of("recall", "recall", Higher, Plain),
+        Column::of("mcc", "MCC", Higher, Plain),
+        Column::of("mmcs", "MMCS", Higher, Plain),
+        Column::of("uniqueness", "unique", Higher, Plain),
+        Column::of("shrinkage", "shrinkage", Neither, Plain),
+    ]
+}
+
+/// Trees against the planted one.
+pub(crate) fn planted_tree() -> Vec<Column> {
+    vec![
+        Column::of("edge_f1", "edge F1", Higher, Plain),
+        Column::of("edge_precision", "precision", Higher, Plain),
+        Column::of("edge_recall", "recall", Higher, Plain),
+        Column::of("edge_accuracy_matched", "given both matched", Higher, Plain),
+        Column::of("match_coverage", "coverage", Higher, Plain),
+        Column::of("ancestor_accuracy", "ancestor", Higher, Plain),
+        Column::of("absorption", "absorption", Lower, Plain),
+    ]
+}
+
+/// Means over the edges of a tree: (metric, title, better, format, caption).
+pub(crate) const TREE: [(&str, &str, Better, Format, &str); 4] = [
+    (
+        "tree_p_parent_given_child",
+        "P(parent | child)",
+        Higher,
+        Plain,
+        "How often the parent fires where its child does. A dense parent gets it for free, so read it beside the next one.",
+    ),
+    (
+        "tree_mi_over_nested",
+        "I / I_nested",
+        Higher,
+        Plain,
+        "Mutual information of firing, over what perfect nesting at the same two rates would give: 1 is nested, 0 is chance.",
+    ),
+    (
+        "tree_mi_over_h_child",
+        "I / H(child)",
+        Higher,
+        Plain,
+        "Share of the child's uncertainty that its parent removes; 1 means a duplicate rather than a parent.",
+    ),
+    (
+        "tree_significant_edges",
+        "significant edges",
+        Higher,
+        Percent,
+        "Share of edges with positive dependence at a false-discovery rate of 5 %.",
+    ),
+];
+
+/// Trees in the order of their columns; the first two compete, the others are controls.
+pub(crate) const TREES: [(&str, &str); 5] = [
+    ("own", "own"),
+    ("posthoc", "post-hoc"),
+    ("rate-matched", "rate-matched"),
+    ("cosine", "cosine"),
+    ("permuted", "permuted"),
+];
+
+impl Format {
+    pub(crate) fn write(self, value: f64) -> String {
+        let text = match self {
+            Plain => format!("{value:.3}"),
+            Tenths => format!("{value:.1}"),
+            Percent => format!("{:.1} %", 100.0 * value),
+            Count => format!("{value:.0}"),
+        };
+        // −0.000 says less than 0.000.
+        let is_zero = text.chars().all(|c| !c.is_ascii_digit() || c == '0');
+        if is_zero { text.replace('-', "") } else { text.replace('-', "−") }
+    }
+
+    /// The value, and its interval in brackets where there is one.
+    pub(crate) fn write_figure(self, figure: &Figure, is_best: bool) -> String {
+        let value = self.write(figure.value);
+        let value = if is_best { format!("**{value}**") } else { value };
+        match (figure.ci_low, figure.ci_high) {
+            (Some(low), Some(high)) => {
+                let unit = |x: f64| self.write(x).replace(" %", "");
+                format!("{value} [{}, {}]", unit(low), unit(high))
+            }
+            _ => value,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_for_reading() {
+        let check = |format: Format, value: f64, expected: &str| assert_eq!(format.write(value), expected);
+        check(Plain, 0.81249, "0.812");
+        check(Plain, -0.0001, "0.000");
+        check(Plain, -0.25, "−0.250");
+        check(Tenths, 31.96, "32.0");
+        check(Percent, 0.0123, "1.2 %");
+        check(Count, 512.0, "512");
+    }
+}

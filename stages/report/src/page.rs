@@ -1,0 +1,328 @@
+//! `report.md`: short tables, each with a line on what its numbers mean.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use artifact::config::Arch;
+
+use crate::figures::{Figure, Figures, Mode, Name};
+use crate::gaps;
+use crate::inputs::Run;
+use crate::markdown::{self, Table};
+use crate::measures::{self, Better, Column, Format, TREE, TREES};
+use crate::plots::Plot;
+
+struct Page<'a> {
+    run: &'a Run,
+    figures: &'a Figures,
+    out: String,
+}
+
+pub(crate) fn render(run: &Run, figures: &Figures, gaps: &[String], plots: &[Plot]) -> String {
+    let mut page = Page { run, figures, out: String::new() };
+    page.introduction();
+    page.reconstruction(plots);
+    page.probes();
+    page.trees();
+    page.planted();
+    page.training(plots);
+    page.others();
+    page.not_measured(gaps);
+    page.origins();
+    page.out
+}
+
+impl Page<'_> {
+    fn line(&mut self, text: impl AsRef<str>) {
+        self.out.push_str(text.as_ref());
+        self.out.push_str("\n\n");
+    }
+
+    fn introduction(&mut self) {
+        let Run { pipeline, stats, .. } = self.run;
+        self.line(format!("# {}", pipeline.report.title));
+        let number = |key: &str| stats.get(key).and_then(serde_json::Value::as_u64);
+        let mut text = format!("Activations: {}", gaps::source_in_words(&pipeline.source));
+        if pipeline.source.model.is_some() {
+            let _ = write!(text, ", `{}`", pipeline.harvest.hook);
+        }
+        if let (Some(n_train), Some(n_heldout)) = (number("n_train"), number("n_heldout")) {
+            let _ = write!(text, "; {n_train} rows to train on, {n_heldout} held out");
+        }
+        let _ = write!(text, ". Each SAE was trained on {} tokens.", pipeline.train.n_tokens);
+        self.line(text);
+        let row = |sae: &crate::inputs::TrainedSae| {
+            let sae = &sae.config;
+            let width =
+                if sae.n_coarse > 0 { format!("{} + {}", sae.n_coarse, sae.n_fine) } else { sae.n_fine.to_string() };
+            vec![sae.name.clone(), format!("{:?}", sae.arch).to_lowercase(), width, sae.k.to_string()]
+        };
+        let header = ["SAE", "kind", "latents", "wanted L0"].map(str::to_owned).to_vec();
+        let table = Table { header, rows: self.run.saes.iter().map(row).collect() };
+        self.line(table.render());
+        self.line(
+            "Everything below is measured on held-out documents. *Native* thresholds are what training ended with; \
+             *prior* ones add each latent's firing rate and are refitted to the wanted L0. *Gated* means that the tree's \
+             gate takes part; without it an SAE is read flat, as any other. Brackets hold 95 % intervals, ↑ and ↓ say \
+             which way is better, **bold** is the best of its column. † marks an L0 more than 5 % from the wanted one: \
+             such a row competes only with its like.",
+        );
+    }
+
+    fn reconstruction(&mut self, plots: &[Plot]) {
+        self.line("## Reconstruction");
+        self.line(
+            "EV is the share of the activations' variance that the reconstruction explains (1 − FVU); L0 is the mean number \
+             of active latents per token; *dead* latents never fire. CE recovered is the share of the model's \
+             cross-entropy that survives when the reconstruction replaces the activation, from 0 (replaced by zero) to 1 \
+             (untouched); KL is how far its predictions move, in nats per token.",
+        );
+        self.by_threshold(&measures::reconstruction());
+        let verdicts = self.against_vanilla();
+        if !verdicts.is_empty() {
+            self.line(verdicts.join("\n"));
+        }
+        self.splice_marks();
+        self.image(plots, "ev-l0.svg");
+        self.image(plots, "density.svg");
+    }
+
+    /// The question that the run is made for: is the hierarchy paid for with reconstruction?
+    fn against_vanilla(&self) -> Vec<String> {
+        let of_arch = |arch: Arch| {
+            let modes = self.figures.modes.iter();
+            modes.filter(move |mode| self.run.sae(&mode.sae).is_some_and(|sae| sae.config.arch == arch))
+        };
+        let mut verdicts = Vec::new();
+        for mode in of_arch(Arch::Hiersae) {
+            for vanilla in of_arch(Arch::Vanilla).filter(|vanilla| vanilla.threshold == mode.threshold) {
+                let ev = |mode| self.figures.value(mode, "ev", "all");
+                let (Some(ours), Some(theirs)) = (ev(mode), ev(vanilla)) else { continue };
+                let unmatched = [mode, vanilla].iter().any(|mode| self.is_unfair(mode));
+                verdicts.push(format!(
+                    "- {} ({}, {}) against {}: EV {:+.3}{}",
+                    mode.sae,
+                    mode.view,
+                    mode.threshold,
+                    vanilla.sae,
+                    ours - theirs,
+                    if unmatched { ", but their L0 differ" } else { "" }
+                ));
+            }
+        }
+        verdicts
+    }
+
+    /// What the spliced cross-entropies lie between.
+    fn splice_marks(&mut self) {
+        let mark = |(intervention, title): (&str, &str)| {
+            let name = Name::new(&format!("cross_entropy/{intervention}"), "all");
+            let figure = self.figures.get(&Mode::none(), &name)?;
+            Some(format!("{title} {}", Format::Plain.write(figure.value)))
+        };
+        let marks: Vec<_> =
+            [("clean", "untouched"), ("mean", "the activation replaced by its mean"), ("zero", "by zero")]
+                .into_iter()
+                .filter_map(mark)
+                .collect();
+        if !marks.is_empty() {
+            self.line(format!("The model's cross-entropy in nats per token: {}.", marks.join(", ")));
+        }
+    }
+
+    fn probes(&mut self) {
+        let tasks: BTreeSet<String> = self.figures.all.iter().filter_map(|figure| figure.task.clone()).collect();
+        if tasks.is_empty() {
+            return;
+        }
+        self.line("## Probes");
+        self.line(
+            "Accuracy on unseen examples of a classifier that sees only the k latents most telling for the task. Texts are \
+             represented by the mean over their tokens.",
+        );
+        let ks: Vec<u64> = self.run.pipeline.probe.ks.iter().map(|&k| k as u64).collect();
+        for task in &tasks {
+            self.line(format!("### {task}"));
+            self.probe_marks(task);
+            let column = |level: &str, title: &str, k: u64| {
+                let title = format!("{title}k = {k}");
+                Column::new(
+                    Name::new("probe_accuracy", level).task(task, Some(k)),
+                    &title,
+                    Better::Higher,
+                    Format::Plain,
+                )
+            };
+            self.by_threshold(&ks.iter().map(|&k| column("all", "", k)).collect::<Vec<_>>());
+            let ends: BTreeSet<u64> = ks.first().into_iter().chain(ks.last()).copied().collect();
+            let levels = ends.iter().flat_map(|&k| [column("coarse", "coarse, ", k), column("fine", "fine, ", k)]);
+            let levels: Vec<_> = levels.collect();
+            if self.has_any(&levels) {
+                self.line("The same, with the probe confined to one level:");
+                self.by_threshold(&levels);
+            }
+        }
+    }
+
+    fn probe_marks(&mut self, task: &str) {
+        let accuracy = |level: &str| {
+            let name = Name::new("probe_accuracy", level).task(task, None);
+            Some(Format::Plain.write_figure(self.figures.get(&Mode::none(), &name)?, false))
+        };
+        let chance = Name { task: Some(task.into()), ..Name::new("probe_chance", "all") };
+        let chance = self.figures.get(&Mode::none(), &chance).map(|figure| Format::Plain.write(figure.value));
+        let marks: Vec<_> = [
+            ("the raw activations", accuracy("activations")),
+            ("the token embeddings", accuracy("embeddings")),
+            ("the largest class alone", chance),
+        ]
+        .into_iter()
+        .filter_map(|(title, value)| Some(format!("{title} {}", value?)))
+        .collect();
+        if !marks.is_empty() {
+            self.line(format!("To compare with: {}.", marks.join(", ")));
+        }
+    }
+
+    fn trees(&mut self) {
+        if !self.figures.all.iter().any(|figure| figure.tree.is_some()) {
+            return;
+        }
+        self.line("## Trees");
+        self.line(
+            "Means over parent-child edges, chosen on one half of the held-out documents and measured on the other. *Own* is \
+             the tree that the SAE was trained with; *post-hoc* applies the same rule to any SAE afterwards. The others are \
+             controls: a random parent of equal firing rate, the parent nearest in decoder cosine, and the tree with its \
+             parents permuted. Intervals count the edges of one parent as one observation.",
+        );
+        for (metric, title, better, format, caption) in TREE {
+            let columns: Vec<_> = TREES
+                .iter()
+                .map(|&(tree, title)| Column::new(Name::new(metric, "all").tree(tree), title, Better::Neither, format))
+                .collect();
+            let arrow = if better == Better::Lower { "↓" } else { "↑" };
+            self.line(format!("**{title} {arrow}.** {caption}"));
+            self.by_threshold(&columns);
+        }
+        self.line("**Edges** that stand behind these means.");
+        let count = |&(tree, title): &(&str, &str)| {
+            Column::new(Name::new("tree_n_edges", "all").tree(tree), title, Better::Neither, Format::Count)
+        };
+        self.by_threshold(&TREES.iter().map(count).collect::<Vec<_>>());
+    }
+
+    fn planted(&mut self) {
+        let (features, tree) = (measures::features(), measures::planted_tree());
+        if self.has_any(&features) {
+            self.line("## Planted features");
+            self.line(
+                "F1, precision and recall of latents as detectors of the planted features they are matched with; MCC is the \
+                 mean cosine after one-to-one matching of decoder rows, MMCS the mean best cosine of each feature; *unique* \
+                 is the share of latents whose best feature no other latent shares.",
+            );
+            self.by_threshold(&features);
+        }
+        if self.has_any(&tree) {
+            self.line("## The planted tree");
+            self.line(
+                "Edges found against edges planted, after matching; an edge with an unmatched end is missed. Absorption is how \
+                 much more often a parent's latent stays silent when a child fires than when its feature fires alone.",
+            );
+            self.by_threshold(&tree);
+        }
+    }
+
+    fn training(&mut self, plots: &[Plot]) {
+        self.line("## Training");
+        self.line("Batch FVU against tokens, then the parts of each SAE's loss (`train/SAE/curve.parquet` holds the numbers).");
+        self.image(plots, "fvu.svg");
+        let paths: Vec<_> =
+            plots.iter().filter(|plot| plot.path.starts_with("loss-")).map(|p| p.path.clone()).collect();
+        for path in paths {
+            self.image(plots, &path);
+        }
+    }
+
+    /// Metrics of `recovery.parquet` that have no table of their own.
+    fn others(&mut self) {
+        let known: BTreeSet<Name> = [measures::reconstruction(), measures::features(), measures::planted_tree()]
+            .concat()
+            .into_iter()
+            .map(|column| column.name)
+            .collect();
+        let is_other = |figure: &&Figure| figure.source.artifact == "recover/recovery.parquet";
+        let mut names: Vec<Name> = Vec::new();
+        for name in self.figures.all.iter().filter(is_other).map(Figure::name) {
+            if !known.contains(&name) && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        if names.is_empty() {
+            return;
+        }
+        self.line("## Other measures");
+        let column = |name: &Name| {
+            let level = if name.level == "all" { String::new() } else { format!(", {}", name.level) };
+            let format = if name.metric.contains("n_") { Format::Count } else { Format::Plain };
+            let title = format!("{}{level}", name.metric.replace('_', " "));
+            Column::new(name.clone(), &title, Better::Neither, format)
+        };
+        let columns: Vec<_> = names.iter().map(column).collect();
+        for columns in columns.chunks(5) {
+            self.by_threshold(columns);
+        }
+    }
+
+    fn not_measured(&mut self, gaps: &[String]) {
+        self.line("## Not measured");
+        if gaps.is_empty() {
+            self.line("Nothing is missing that this report knows of.");
+        } else {
+            self.line(gaps.iter().map(|gap| format!("- {gap}")).collect::<Vec<_>>().join("\n"));
+        }
+    }
+
+    fn origins(&mut self) {
+        self.line("## Where the numbers come from");
+        self.line(
+            "`results.json` holds every figure with its artifact, the column and the filter that finds it there. This page \
+             was made from these folders, named by the digest of what they hold:",
+        );
+        let rows = self.run.made_from.iter().map(|(folder, digest)| {
+            let short: String = digest.chars().take(12).collect();
+            vec![folder.clone(), format!("`{short}`")]
+        });
+        let table = Table { header: vec!["folder".into(), "sha256".into()], rows: rows.collect() };
+        self.out.push_str(&table.render());
+    }
+
+    /// One table a threshold: what is compared within a table was thresholded alike.
+    fn by_threshold(&mut self, columns: &[Column]) {
+        for threshold in self.figures.thresholds() {
+            let of_threshold = |mode: &&Mode| mode.threshold == threshold;
+            let modes: Vec<Mode> = self.figures.modes.iter().filter(of_threshold).cloned().collect();
+            let unfair = |mode: &Mode| self.is_unfair(mode);
+            if let Some(mut table) = markdown::compare(self.figures, &modes, columns, &unfair) {
+                if let Some(corner) = table.header.first_mut() {
+                    *corner = format!("{threshold} threshold");
+                }
+                self.line(table.render());
+            }
+        }
+    }
+
+    fn has_any(&self, columns: &[Column]) -> bool {
+        let modes = &self.figures.modes;
+        columns.iter().any(|column| modes.iter().any(|mode| self.figures.get(mode, &column.name).is_some()))
+    }
+
+    fn is_unfair(&self, mode: &Mode) -> bool {
+        gaps::l0_miss(self.run, self.figures, mode).is_some()
+    }
+
+    fn image(&mut self, plots: &[Plot], path: &str) {
+        if let Some(plot) = plots.iter().find(|plot| plot.path == path) {
+            self.line(format!("![{}]({})", plot.title, plot.path));
+        }
+    }
+}
