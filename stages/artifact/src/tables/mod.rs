@@ -13,18 +13,24 @@ pub use row::{Row, read_rows, write_rows};
 use row::rows;
 
 rows! {
-    /// `harvest/contexts.parquet`: one row a document, enough to show any activation row in its context. The row at
-    /// position `pos` of document `doc_id` stands for token `pos`.
+    /// `harvest/contexts.parquet`: one row a context, enough to show any activation row in its context. A document that
+    /// is longer than a context is cut into several, each starting anew with the separator.
+    ///
+    /// The rows of a split are the tokens of its contexts, one after another: token `i` of a context stands at `pos`
+    /// `i + 1`, and its row is number `first_row + i` of the split. Within a split, contexts are in the order of rows.
     pub struct Context {
         doc_id: u32,
         /// `train` or `heldout`.
         split: String,
-        /// Where the text comes from: `wordnet`, `state-of-the-union`, a file's name.
+        /// The row of its first token, counted over all parts of the split.
+        first_row: u64,
+        /// Where the text comes from: `wordnet`, `state-of-the-union`, `texts[0]`.
         source: String,
-        /// The document's name within its source: a synset, a year, a file.
+        /// The document's name within its source: a synset, a speech, a file.
         name: String,
+        /// The part of the document that this context covers.
         text: String,
-        /// One token after another, the separator in front left out; token 0 stands at `pos` 1.
+        /// One token after another, the separator in front left out.
         token_ids: Vec<u32>,
         /// Byte offset in `text` where each token starts; it ends where the next one starts.
         token_starts: Vec<u32>,
@@ -56,7 +62,7 @@ rows! {
 }
 
 rows! {
-    /// `train/SAE/tree.parquet` and `recover/trees.parquet`: a row a latent.
+    /// `train/SAE/tree.parquet`: a row a latent.
     pub struct TreeNode {
         latent: u32,
         /// `coarse`, `fine` or `flat`.
@@ -152,6 +158,40 @@ rows! {
         q_value: f64,
         /// Gaussian-copula mutual information of magnitudes over co-active tokens; null below 200 of them.
         mi_magnitude_bits: Option<f64>,
+    }
+}
+
+rows! {
+    /// `recover/trees.parquet`: a row a latent of every tree whose edges were measured, with the columns of [`TreeNode`].
+    pub struct MeasuredTreeNode {
+        sae: String,
+        seed: u64,
+        view: String,
+        threshold: String,
+        /// As in [`Edge`].
+        tree: String,
+        latent: u32,
+        level: String,
+        parent: Option<u32>,
+        /// Mutual information of firing with the parent on the documents that choose edges, bits.
+        weight: Option<f64>,
+        runner_up: Option<u32>,
+        margin: Option<f64>,
+    }
+}
+
+rows! {
+    /// `recover/density.parquet`: how many latents fire how often over the held-out split. Dead latents are in no bin.
+    pub struct DensityBin {
+        sae: String,
+        seed: u64,
+        view: String,
+        threshold: String,
+        level: String,
+        /// The bin holds log10 firing rates in [log10_low, log10_high).
+        log10_low: f64,
+        log10_high: f64,
+        n_latents: u64,
     }
 }
 
