@@ -159,6 +159,16 @@ pub struct OpenOutput {
     pub file: BufWriter<File>,
 }
 
+impl Write for OpenOutput {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// Removes what an earlier run of this task left, the manifest first. Folders with a lock of their own belong to other
 /// tasks, and a checkpoint may yet be of use.
 fn clear(folder: &Path) -> Result<()> {

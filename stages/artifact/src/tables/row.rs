@@ -66,7 +66,7 @@ pub fn read_rows<R: Row>(path: &Path) -> Result<Vec<R>> {
 macro_rules! rows {
     ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq)]
+        #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
         pub struct $name {
             $($(#[$field_doc])* pub $field: $type,)*
         }

@@ -1,0 +1,192 @@
+//! After training: the thresholds at inference, set on training rows so that the wanted L0 is reached exactly.
+//!
+//! Every SAE, baselines included, gets the same treatment: F1 is largely a matter of thresholds (science.md §7).
+
+use artifact::config::{Sae, Select};
+
+use crate::candidates::Bound;
+use crate::kernels::for_each_block;
+use crate::schedule::full_budget;
+use crate::select::{Budget, Gate, gated_scores};
+use crate::sparse::SparseRows;
+use crate::trained::{Rule, Rules, TrainedSae, apply};
+use crate::trainer::Trainer;
+
+/// Rows that the noise of inactive latents is measured on.
+const N_NOISE_ROWS: usize = 2048;
+/// A rate below this share of the mean one counts as this share: a latent that hardly fired has no well-known rate.
+const RATE_FLOOR: f64 = 0.05;
+
+/// Folds the normalisation in and finds the thresholds.
+/// Shapes: rows [n, d_model], training activations in their own units; `scale` normalises them.
+pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
+    let (state, config) = (&trainer.state, &trainer.config);
+    let weights = &state.weights;
+    let gate = match (config.tree(), state.mean_activation) {
+        (Some(tree), Some(mean_activation)) => (tree.gate * mean_activation) as f32 / scale,
+        _ => 0.0,
+    };
+    let mut sae = TrainedSae {
+        config: config.clone(),
+        seed: trainer.seed,
+        d_model: weights.d_model,
+        d_sae: weights.d_sae,
+        n_coarse: config.n_coarse,
+        w_enc: weights.w_enc.clone(),
+        // pre/s = (x − b_dec/s) W + b/s: with activations divided by the scale, no matrix changes.
+        b_enc: weights.b_enc.iter().map(|b| b / scale).collect(),
+        w_dec: weights.w_dec.clone(),
+        b_dec: weights.b_dec.iter().map(|b| b / scale).collect(),
+        parent: state.tree.as_ref().map_or_else(|| vec![None; weights.d_sae], crate::TreeLearner::parents),
+        gate,
+        rules: Rules {
+            flat_native: Rule::Positive,
+            flat_prior: Rule::Positive,
+            gated_native: Rule::Positive,
+            gated_prior: Rule::Positive,
+        },
+    };
+    sae.rules = rules(&sae, rows);
+    sae
+}
+
+/// The rules of all modes, from rows in the SAE's own units.
+fn rules(sae: &TrainedSae, rows: &[f32]) -> Rules {
+    // A first look at a few rows tells where to start collecting; too high a start is noticed and lowered.
+    let few = &rows[..rows.len().min(N_NOISE_ROWS * sae.d_model)];
+    let first = Fit::new(sae, sae.candidates(few, Bound::Above(0.0)), few);
+    let mut lower = 0.7 * first.lowest();
+    loop {
+        let lower_now = lower.max(0.0);
+        let fit = Fit::new(sae, sae.candidates(rows, Bound::Above(lower_now)), few);
+        if lower_now == 0.0 || fit.lowest() >= lower_now {
+            return fit.rules;
+        }
+        lower = 0.9 * fit.lowest();
+    }
+}
+
+/// Rules fitted to a list of candidates, which has to reach down to the lowest of them.
+struct Fit {
+    rules: Rules,
+}
+
+impl Fit {
+    fn new(sae: &TrainedSae, candidates: SparseRows, few: &[f32]) -> Self {
+        let config = &sae.config;
+        let n_rows = candidates.n_rows() as f64;
+        let native = |scores: &[f32]| native_rule(config, &candidates, scores);
+        let flat_native = native(&candidates.vals);
+        let acts = apply(&flat_native, &candidates, &candidates.vals);
+
+        // The same cut for every architecture tells which latents are inactive, and how strong the active ones are.
+        let k = config.k as f64;
+        let cut = threshold_for(&candidates, &candidates.vals, k * n_rows, |_| true);
+        let kappa = config.prior_kappa.unwrap_or_else(|| kappa(sae, few, cut, &candidates));
+        let floor = RATE_FLOOR * k / sae.d_sae as f64;
+        let shift: Vec<f32> = acts
+            .firings()
+            .iter()
+            .map(|&n| {
+                let q = (n as f64 / n_rows).clamp(floor, 0.9);
+                (kappa * (q / (1.0 - q)).ln()) as f32
+            })
+            .collect();
+        let prior = |scores: &[f32]| {
+            let shifted: Vec<f32> = candidates.idx.iter().zip(scores).map(|(&j, s)| s + shift[j as usize]).collect();
+            let t = threshold_for(&candidates, &shifted, k * n_rows, |_| true);
+            Rule::Above(shift.iter().map(|shift| (t - shift).max(0.0)).collect())
+        };
+        let flat_prior = prior(&candidates.vals);
+        let gate = Gate { parent: &sae.parent, strength: sae.gate };
+        let scores = gated_scores(&candidates, &acts, gate);
+        let rules = Rules { gated_native: native(&scores), gated_prior: prior(&scores), flat_native, flat_prior };
+        Self { rules }
+    }
+
+    fn lowest(&self) -> f32 {
+        let Rules { flat_native, flat_prior, gated_native, gated_prior } = &self.rules;
+        let lowest = |rule: &Rule| match rule {
+            Rule::Positive | Rule::TopK(_) => 0.0,
+            Rule::Above(thresholds) => thresholds.iter().copied().fold(f32::INFINITY, f32::min),
+        };
+        [flat_native, flat_prior, gated_native, gated_prior].map(lowest).into_iter().fold(f32::INFINITY, f32::min)
+    }
+}
+
+/// ReLU and TopK as they are; for BatchTopK the threshold, per level where levels have budgets, that gives the wanted L0.
+fn native_rule(config: &Sae, candidates: &SparseRows, scores: &[f32]) -> Rule {
+    let n_rows = candidates.n_rows() as f64;
+    match (config.select(), full_budget(config)) {
+        (Select::Relu, _) | (_, Budget::All) => Rule::Positive,
+        (Select::Topk, _) => Rule::TopK(config.k),
+        (Select::Batchtopk, Budget::Shared { k, .. }) => {
+            Rule::Above(vec![threshold_for(candidates, scores, k * n_rows, |_| true); config.d_sae()])
+        }
+        (Select::Batchtopk, Budget::PerLevel { coarse, fine, n_coarse }) => {
+            let is_coarse = |j: u32| (j as usize) < n_coarse;
+            let t_coarse = threshold_for(candidates, scores, coarse * n_rows, is_coarse);
+            let t_fine = threshold_for(candidates, scores, fine * n_rows, |j| !is_coarse(j));
+            Rule::Above((0..config.d_sae()).map(|j| if j < n_coarse { t_coarse } else { t_fine }).collect())
+        }
+    }
+}
+
+/// The threshold above which `n` candidates of the group lie: halfway between the n-th and the next. Where there are
+/// fewer, one below them all.
+fn threshold_for(candidates: &SparseRows, scores: &[f32], n: f64, in_group: impl Fn(u32) -> bool) -> f32 {
+    let entries = candidates.idx.iter().zip(scores).filter(|(j, _)| in_group(**j));
+    let mut group: Vec<f32> = entries.map(|(_, &score)| score).collect();
+    let n = n.round() as usize;
+    if n == 0 {
+        return f32::MAX;
+    }
+    if group.len() <= n {
+        return group.iter().copied().fold(0.0, f32::min).next_down();
+    }
+    let (better, &mut next, _) = group.select_nth_unstable_by(n, |a, b| b.total_cmp(a));
+    let last = better.iter().copied().fold(f32::INFINITY, f32::min);
+    let between = last + (next - last) / 2.0;
+    // Neighbouring floats have nothing between them; the rule is «strictly above».
+    if between < last { between } else { last.next_down() }
+}
+
+/// κ = noise variance / mean magnitude: the variance, within latents, of pre-activations below the cut, over the mean of
+/// those above it. With Gaussian noise of that variance and features of that magnitude, the score at which a latent of
+/// rate q is more likely on than off falls by κ·logit(q).
+fn kappa(sae: &TrainedSae, few: &[f32], cut: f32, candidates: &SparseRows) -> f64 {
+    let (mut sum_active, mut n_active) = (0f64, 0f64);
+    for &value in candidates.vals.iter().filter(|&&value| value > cut) {
+        sum_active += f64::from(value);
+        n_active += 1.0;
+    }
+    let d_sae = sae.d_sae;
+    let x_centered: Vec<f32> =
+        few.chunks_exact(sae.d_model).flat_map(|row| row.iter().zip(&sae.b_dec).map(|(x, b)| x - b)).collect();
+    let blocks = for_each_block(&x_centered, &sae.w_enc, &sae.b_enc, sae.d_model, |_, pre_acts| {
+        let mut moments = vec![[0f64; 3]; d_sae];
+        for row in pre_acts.chunks_exact(d_sae) {
+            for (moments, &value) in moments.iter_mut().zip(row).filter(|&(_, &value)| value <= cut) {
+                let value = f64::from(value);
+                moments[0] += 1.0;
+                moments[1] += value;
+                moments[2] += value * value;
+            }
+        }
+        moments
+    });
+    let mut totals = vec![[0f64; 3]; d_sae];
+    for moments in blocks {
+        for (total, part) in totals.iter_mut().zip(moments) {
+            (0..3).for_each(|i| total[i] += part[i]);
+        }
+    }
+    let (mut scatter, mut n) = (0f64, 0f64);
+    for [count, sum, sum_sq] in totals {
+        if count > 0.0 {
+            scatter += sum_sq - sum * sum / count;
+            n += count;
+        }
+    }
+    if n == 0.0 || sum_active <= 0.0 { 0.0 } else { (scatter / n) / (sum_active / n_active) }
+}

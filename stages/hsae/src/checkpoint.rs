@@ -1,0 +1,125 @@
+//! A training that is interrupted goes on bit for bit: one file holds the whole state.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use artifact::tables::CurveRow;
+use serde_json::{Value, json};
+
+use crate::adam::Moments;
+use crate::tensor_file::{TensorFile, Tensors};
+use crate::trainer::Trainer;
+use crate::tree::ParentEdge;
+use crate::weights::Weights;
+
+const FILE_NAME: &str = "state.safetensors";
+
+/// Writes the state and the curve so far. `key` says what is being trained; the file appears whole or not at all.
+pub fn save(folder: &Path, key: &str, trainer: &Trainer, curve: &[CurveRow]) -> Result<()> {
+    let state = &trainer.state;
+    let mut file = TensorFile::default();
+    for (prefix, w_enc, b_enc, w_dec, b_dec) in [
+        ("weights", &state.weights.w_enc, &state.weights.b_enc, &state.weights.w_dec, &state.weights.b_dec),
+        ("first", &state.adam.first.w_enc, &state.adam.first.b_enc, &state.adam.first.w_dec, &state.adam.first.b_dec),
+        (
+            "second",
+            &state.adam.second.w_enc,
+            &state.adam.second.b_enc,
+            &state.adam.second.w_dec,
+            &state.adam.second.b_dec,
+        ),
+    ] {
+        for (name, values) in [("w_enc", w_enc), ("b_enc", b_enc), ("w_dec", w_dec), ("b_dec", b_dec)] {
+            file = file.f32(&format!("{prefix}.{name}"), values, &[values.len()]);
+        }
+    }
+    file = file.u64("tokens_since_fired", &state.tokens_since_fired);
+    let mut tree_json = Value::Null;
+    if let Some(tree) = &state.tree {
+        file = file.f32("tree.n11", &tree.n11, &[tree.n11.len()]).f32("tree.n1", &tree.n1, &[tree.n1.len()]);
+        let edge = |e: &ParentEdge| json!([e.parent, e.mi_bits, e.runner_up]);
+        let edges: Vec<_> = tree.edges.iter().map(|e| e.as_ref().map(edge)).collect();
+        tree_json = json!({"n": tree.n, "weight": tree.weight, "edges": edges});
+    }
+    let json = json!({
+        "key": key,
+        "step": state.step,
+        "adam_step": state.adam.step,
+        "l1_coefficient": state.l1_coefficient,
+        "mean_l0": state.mean_l0,
+        "mean_activation": state.mean_activation,
+        "guess": state.guess,
+        "tree": tree_json,
+        "curve": curve,
+    });
+    let bytes = file.json(json).to_bytes()?;
+
+    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot make the folder", folder.display()))?;
+    let (path, temporary) = (folder.join(FILE_NAME), folder.join(format!("{FILE_NAME}.tmp")));
+    let context = || format!("{}: cannot write", temporary.display());
+    let mut out = File::create(&temporary).with_context(context)?;
+    out.write_all(&bytes).with_context(context)?;
+    out.sync_all().with_context(context)?;
+    std::fs::rename(&temporary, &path).with_context(|| format!("{}: cannot rename", temporary.display()))
+}
+
+/// Goes on from a checkpoint, if there is one of the same key; returns the curve so far. A checkpoint of something else is
+/// passed over.
+///
+/// Errors: the checkpoint is damaged.
+pub fn resume(folder: &Path, key: &str, trainer: &mut Trainer) -> Result<Option<Vec<CurveRow>>> {
+    let path = folder.join(FILE_NAME);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let mut load = || -> Result<Option<Vec<CurveRow>>> {
+        let file = Tensors::read(&path)?;
+        let json = file.json()?;
+        if json["key"] != key {
+            return Ok(None);
+        }
+        restore(&file, &json, trainer)?;
+        Ok(Some(serde_json::from_value(json["curve"].clone())?))
+    };
+    load().with_context(|| format!("{}: damaged; delete it to train from the start", path.display()))
+}
+
+fn restore(file: &Tensors, json: &Value, trainer: &mut Trainer) -> Result<()> {
+    let state = &mut trainer.state;
+    let (d_model, d_sae) = (state.weights.d_model, state.weights.d_sae);
+    let load = |prefix: &str| -> Result<Moments> {
+        let name = |name: &str| format!("{prefix}.{name}");
+        Ok(Moments {
+            w_enc: file.f32(&name("w_enc"), d_sae * d_model)?,
+            b_enc: file.f32(&name("b_enc"), d_sae)?,
+            w_dec: file.f32(&name("w_dec"), d_sae * d_model)?,
+            b_dec: file.f32(&name("b_dec"), d_model)?,
+        })
+    };
+    let Moments { w_enc, b_enc, w_dec, b_dec } = load("weights")?;
+    state.weights = Weights { d_model, d_sae, w_enc, b_enc, w_dec, b_dec };
+    state.adam.first = load("first")?;
+    state.adam.second = load("second")?;
+    state.tokens_since_fired = file.u64("tokens_since_fired", d_sae)?;
+    let number = |key: &str| json[key].as_f64().with_context(|| format!("has no number `{key}`"));
+    let count = |key: &str| json[key].as_u64().with_context(|| format!("has no count `{key}`"));
+    state.step = count("step")?;
+    state.adam.step = count("adam_step")?;
+    state.l1_coefficient = number("l1_coefficient")?;
+    state.mean_l0 = json["mean_l0"].as_f64();
+    state.mean_activation = json["mean_activation"].as_f64();
+    state.guess = number("guess")? as f32;
+    if let Some(tree) = &mut state.tree {
+        let number = |key: &str| json["tree"][key].as_f64().with_context(|| format!("has no number `tree.{key}`"));
+        tree.n11 = file.f32("tree.n11", tree.n11.len())?;
+        tree.n1 = file.f32("tree.n1", d_sae)?;
+        (tree.n, tree.weight) = (number("n")?, number("weight")?);
+        let edges: Vec<Option<(u32, f64, Option<(u32, f64)>)>> = serde_json::from_value(json["tree"]["edges"].clone())?;
+        ensure!(edges.len() == d_sae, "has {} tree entries, expected {d_sae}", edges.len());
+        let edge = |(parent, mi_bits, runner_up)| ParentEdge { parent, mi_bits, runner_up };
+        tree.edges = edges.into_iter().map(|e| e.map(edge)).collect();
+    }
+    Ok(())
+}

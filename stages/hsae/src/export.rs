@@ -1,0 +1,179 @@
+//! The files of `train/NAME/`. The flat view is written in SAELens's format (version 6 and later), so that
+//! `SAE.load_from_disk` reads it; what SAELens has no place for stands in files beside it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use artifact::config::Sae;
+use artifact::stage::Task;
+use artifact::tables::{CurveRow, TreeNode, write_rows};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::tensor_file::{TensorFile, Tensors};
+use crate::trained::{Rule, Rules, TrainedSae};
+use crate::trainer::Trainer;
+
+pub(crate) const WEIGHTS: &str = "sae_weights.safetensors";
+pub(crate) const CFG: &str = "cfg.json";
+pub(crate) const RULES: &str = "rules.safetensors";
+pub(crate) const TREE: &str = "tree.parquet";
+const CURVE: &str = "curve.parquet";
+
+/// What `cfg.json` says of us, under `metadata.hiersae`.
+#[derive(Serialize, Deserialize)]
+struct Ours {
+    seed: u64,
+    config: Sae,
+}
+
+pub(crate) struct Cfg {
+    pub(crate) d_in: usize,
+    pub(crate) d_sae: usize,
+    pub(crate) seed: u64,
+    pub(crate) config: Sae,
+}
+
+/// Writes weights, configuration, rules, tree and curve. `hook` and `model` are for whoever loads the SAE elsewhere.
+pub fn publish(
+    task: &mut Task,
+    sae: &TrainedSae,
+    trainer: &Trainer,
+    curve: &[CurveRow],
+    model: Option<&str>,
+    hook: Option<&str>,
+) -> Result<()> {
+    task.write_bytes(WEIGHTS, &weights_file(sae).to_bytes()?)?;
+    task.write_json(CFG, &cfg(sae, model, hook)?)?;
+    task.write_bytes(RULES, &rules_file(sae).to_bytes()?)?;
+    task.write(TREE, |file| write_rows(file, &tree_nodes(trainer)))?;
+    task.write(CURVE, |file| write_rows(file, curve))
+}
+
+/// [rows, cols] → [cols, rows].
+pub(crate) fn transpose(matrix: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    (0..rows * cols).map(|i| matrix[i % rows * cols + i / rows]).collect()
+}
+
+fn weights_file(sae: &TrainedSae) -> TensorFile {
+    let (d_model, d_sae) = (sae.d_model, sae.d_sae);
+    let file = TensorFile::default()
+        .f32("W_enc", &transpose(&sae.w_enc, d_sae, d_model), &[d_model, d_sae])
+        .f32("b_enc", &sae.b_enc, &[d_sae])
+        .f32("W_dec", &sae.w_dec, &[d_sae, d_model])
+        .f32("b_dec", &sae.b_dec, &[d_model]);
+    match &sae.rules.flat_native {
+        Rule::Above(thresholds) => file.f32("threshold", thresholds, &[d_sae]),
+        Rule::Positive | Rule::TopK(_) => file,
+    }
+}
+
+fn cfg(sae: &TrainedSae, model: Option<&str>, hook: Option<&str>) -> Result<Value> {
+    let mut cfg = json!({
+        "architecture": match sae.rules.flat_native {
+            Rule::Positive => "standard",
+            Rule::TopK(_) => "topk",
+            Rule::Above(_) => "jumprelu",
+        },
+        "d_in": sae.d_model,
+        "d_sae": sae.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": true,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": "6.0.0",
+            "model_name": model,
+            "hook_name": hook,
+            "hiersae": Ours { seed: sae.seed, config: sae.config.clone() },
+        },
+    });
+    if let Rule::TopK(k) = sae.rules.flat_native {
+        cfg["k"] = json!(k);
+    }
+    Ok(cfg)
+}
+
+pub(crate) fn read_cfg(path: &Path) -> Result<Cfg> {
+    let read = || -> Result<Cfg> {
+        let cfg: Value = serde_json::from_slice(&std::fs::read(path)?)?;
+        let size = |key: &str| cfg[key].as_u64().with_context(|| format!("has no size `{key}`"));
+        let (d_in, d_sae) = (size("d_in")? as usize, size("d_sae")? as usize);
+        let Ours { seed, config } = serde_json::from_value(cfg["metadata"]["hiersae"].clone())?;
+        ensure!(config.d_sae() == d_sae, "d_sae = {d_sae} does not fit its configuration's {}", config.d_sae());
+        Ok(Cfg { d_in, d_sae, seed, config })
+    };
+    read().with_context(|| path.display().to_string())
+}
+
+fn rules_file(sae: &TrainedSae) -> TensorFile {
+    let mut file = TensorFile::default();
+    let mut kinds = serde_json::Map::new();
+    for (name, rule) in by_name(&sae.rules) {
+        let kind = match rule {
+            Rule::Positive => json!("positive"),
+            Rule::TopK(k) => json!({"topk": k}),
+            Rule::Above(thresholds) => {
+                file = file.f32(name, thresholds, &[sae.d_sae]);
+                json!("above")
+            }
+        };
+        kinds.insert(name.into(), kind);
+    }
+    file.json(json!({"gate": sae.gate, "rules": kinds}))
+}
+
+fn by_name(rules: &Rules) -> [(&'static str, &Rule); 4] {
+    [
+        ("flat_native", &rules.flat_native),
+        ("flat_prior", &rules.flat_prior),
+        ("gated_native", &rules.gated_native),
+        ("gated_prior", &rules.gated_prior),
+    ]
+}
+
+pub(crate) fn read_rules(path: &Path, d_sae: usize) -> Result<(f32, Rules)> {
+    let file = Tensors::read(path)?;
+    let json = file.json()?;
+    let gate = json["gate"].as_f64().context("has no number `gate`")? as f32;
+    let rule = |name: &str| -> Result<Rule> {
+        let kind = &json["rules"][name];
+        match (kind.as_str(), kind["topk"].as_u64()) {
+            (Some("positive"), _) => Ok(Rule::Positive),
+            (Some("above"), _) => Ok(Rule::Above(file.f32(name, d_sae)?)),
+            (_, Some(k)) => Ok(Rule::TopK(k as usize)),
+            _ => anyhow::bail!("has no rule `{name}`"),
+        }
+    };
+    let rules = Rules {
+        flat_native: rule("flat_native")?,
+        flat_prior: rule("flat_prior")?,
+        gated_native: rule("gated_native")?,
+        gated_prior: rule("gated_prior")?,
+    };
+    Ok((gate, rules))
+}
+
+fn tree_nodes(trainer: &Trainer) -> Vec<TreeNode> {
+    let n_coarse = trainer.config.n_coarse;
+    let level = |j: usize| match n_coarse {
+        0 => "flat",
+        _ if j < n_coarse => "coarse",
+        _ => "fine",
+    };
+    let edge = |j: usize| trainer.state.tree.as_ref().and_then(|tree| tree.edges[j]);
+    let node = |j: usize| {
+        let edge = edge(j);
+        let runner_up = edge.and_then(|edge| edge.runner_up);
+        TreeNode {
+            latent: j as u32,
+            level: level(j).into(),
+            parent: edge.map(|edge| edge.parent),
+            weight: edge.map(|edge| edge.mi_bits),
+            runner_up: runner_up.map(|(latent, _)| latent),
+            margin: edge.and_then(|edge| Some(edge.mi_bits - edge.runner_up?.1)),
+        }
+    };
+    (0..trainer.config.d_sae()).map(node).collect()
+}

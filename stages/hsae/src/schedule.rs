@@ -1,0 +1,145 @@
+//! What changes over training: learning rates, the curriculum's budgets, the gate, the prefixes of a step. All of it is a
+//! function of the step alone, so that a resumed training needs no memory of it.
+
+use artifact::config::{Prefixes, Sae, Select, Train};
+use rand::RngExt;
+
+use crate::select::{Budget, Scope};
+
+/// Budget of the coarse-only phase, as a share of k: in the study behind science.md the coarse latents of a finished SAE
+/// used about this share.
+const COARSE_ONLY_SHARE: f64 = 0.6;
+
+/// One step's settings.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Phase {
+    pub(crate) lr_coarse: f64,
+    pub(crate) lr_fine: f64,
+    /// Of b_dec.
+    pub(crate) lr: f64,
+    pub(crate) budget: Budget,
+    pub(crate) scope: Scope,
+    /// Whether fine latents are used at all yet.
+    pub(crate) fine_is_on: bool,
+    /// The gate's strength as a share of its full one.
+    pub(crate) gate: f64,
+    /// The tree may still change.
+    pub(crate) tree_is_open: bool,
+}
+
+/// `step` counts from 0 to `n_steps` − 1.
+pub(crate) fn phase(train: &Train, sae: &Sae, step: u64, n_steps: u64) -> Phase {
+    let share = step as f64 / n_steps as f64;
+    let lr = sae.lr.unwrap_or(train.lr) * warmup_and_decay(train, step, n_steps);
+    let (fine_share, lr_coarse, lr_fine) = match sae.curriculum() {
+        Some(c) => (ramp(share, c.coarse_until, c.fine_full_at), c.lr_coarse, c.lr_fine),
+        None => (1.0, 1.0, 1.0),
+    };
+    let tree = sae.tree();
+    Phase {
+        lr_coarse: lr * lr_coarse,
+        lr_fine: lr * lr_fine,
+        lr,
+        budget: budget(sae, fine_share),
+        scope: if sae.select() == Select::Topk { Scope::Token } else { Scope::Batch },
+        fine_is_on: fine_share > 0.0,
+        gate: tree.as_ref().map_or(0.0, |tree| ramp(share, tree.gate_from, tree.gate_to)),
+        tree_is_open: tree.as_ref().is_some_and(|tree| share < tree.freeze_from),
+    }
+}
+
+/// The budget once all latents take part.
+pub(crate) fn full_budget(sae: &Sae) -> Budget {
+    budget(sae, 1.0)
+}
+
+/// Inner prefix lengths of a step, ascending, each below the number of latents in use.
+pub(crate) fn prefixes(config: Option<&Prefixes>, seed: u64, step: u64, n_in_use: usize) -> Vec<usize> {
+    let Some(config) = config else { return Vec::new() };
+    let mut lengths = config.fixed.clone();
+    if config.random_min < n_in_use {
+        let mut rng = artifact::random::stream(seed, "train/prefixes", 0, step);
+        let (low, high) = ((config.random_min as f64).ln(), (n_in_use as f64).ln());
+        lengths.extend((0..config.n_random).map(|_| (low + rng.random::<f64>() * (high - low)).exp() as usize));
+    }
+    lengths.retain(|&length| length < n_in_use);
+    lengths.sort_unstable();
+    lengths.dedup();
+    lengths
+}
+
+fn budget(sae: &Sae, fine_share: f64) -> Budget {
+    let (k, n_coarse) = (sae.k as f64, sae.n_coarse);
+    match (sae.select(), sae.k_coarse) {
+        (Select::Relu, _) => Budget::All,
+        (_, Some(k_coarse)) => {
+            Budget::PerLevel { coarse: k_coarse as f64, fine: (k - k_coarse as f64) * fine_share, n_coarse }
+        }
+        (_, None) if fine_share < 1.0 => {
+            let k = k * (COARSE_ONLY_SHARE + (1.0 - COARSE_ONLY_SHARE) * fine_share);
+            Budget::Shared { k, fine: k * fine_share, n_coarse }
+        }
+        (_, None) => Budget::Shared { k, fine: k, n_coarse },
+    }
+}
+
+fn warmup_and_decay(train: &Train, step: u64, n_steps: u64) -> f64 {
+    let n_warmup = train.lr_warmup * n_steps as f64;
+    let n_decay = train.lr_decay * n_steps as f64;
+    let rise = if n_warmup > 0.0 { ((step + 1) as f64 / n_warmup).min(1.0) } else { 1.0 };
+    let fall = if n_decay > 0.0 { ((n_steps - step) as f64 / n_decay).min(1.0) } else { 1.0 };
+    rise * fall
+}
+
+/// 0 before `from`, 1 after `to`, a line in between.
+fn ramp(share: f64, from: f64, to: f64) -> f64 {
+    if share >= to { 1.0 } else { ((share - from) / (to - from)).max(0.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use artifact::config::{Arch, Curriculum};
+
+    use super::*;
+
+    fn hiersae() -> Sae {
+        let curriculum = Some(Curriculum { coarse_until: 0.2, fine_full_at: 0.4, ..Curriculum::default() });
+        Sae { arch: Arch::Hiersae, n_coarse: 10, n_fine: 30, k: 10, curriculum, ..Sae::default() }
+    }
+
+    #[test]
+    fn the_fine_level_comes_in_after_the_coarse_one() {
+        let at = |step| phase(&Train::default(), &hiersae(), step, 100);
+        assert_eq!(at(10).budget, Budget::Shared { k: 6.0, fine: 0.0, n_coarse: 10 });
+        assert!(!at(10).fine_is_on && at(30).fine_is_on);
+        let Budget::Shared { k, fine, .. } = at(30).budget else { panic!("one budget for both levels") };
+        assert!((k - 8.0).abs() <= 1e-9 && (fine - 4.0).abs() <= 1e-9);
+        assert_eq!(at(40).budget, Budget::Shared { k: 10.0, fine: 10.0, n_coarse: 10 });
+        assert_eq!((at(10).gate, at(40).gate), (0.0, 1.0));
+        assert!((at(30).gate - 0.5).abs() <= 1e-9);
+        assert!(at(84).tree_is_open && !at(85).tree_is_open);
+    }
+
+    #[test]
+    fn the_learning_rate_rises_and_falls() {
+        let at = |step| phase(&Train::default(), &hiersae(), step, 100).lr / Train::default().lr;
+        assert!((at(0) - 0.2).abs() <= 1e-12 && (at(4) - 1.0).abs() <= 1e-12);
+        assert!((at(50) - 1.0).abs() <= 1e-12);
+        assert!((at(85) - 0.5).abs() <= 1e-12 && at(99) > 0.0);
+    }
+
+    #[test]
+    fn random_prefixes_are_log_uniform_and_the_same_for_the_same_step() {
+        let config = Prefixes { fixed: vec![10], n_random: 3, random_min: 4, beta: 1.0 };
+        let mut below_the_middle = 0;
+        for step in 0..1000 {
+            let lengths = prefixes(Some(&config), 5, step, 4096);
+            assert_eq!(lengths, prefixes(Some(&config), 5, step, 4096));
+            assert!(lengths.is_sorted() && lengths.iter().all(|&m| (4..4096).contains(&m)));
+            assert!(lengths.contains(&10));
+            // The middle of 4 … 4096 on a logarithmic scale.
+            below_the_middle += lengths.iter().filter(|&&m| m < 128 && m != 10).count();
+        }
+        assert!((below_the_middle as f64 / 3000.0 - 0.5).abs() <= 0.05, "{below_the_middle}");
+    }
+}

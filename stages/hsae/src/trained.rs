@@ -1,0 +1,225 @@
+//! A finished SAE: encode and decode activations in the units of the model that they come from.
+
+use std::fmt;
+
+use anyhow::{Context, Result, ensure};
+use artifact::config::Sae;
+use artifact::stage::Input;
+use artifact::tables::{TreeNode, read_rows};
+
+use crate::candidates::{Bound, collect};
+use crate::export;
+use crate::kernels::decode_rows;
+use crate::select::{Gate, gated_scores};
+use crate::sparse::SparseRows;
+use crate::tensor_file::Tensors;
+
+/// Whether the tree's gate takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum View {
+    /// An ordinary SAE: what is exported.
+    Flat,
+    Gated,
+}
+
+/// How active latents are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Threshold {
+    /// As trained: ReLU, TopK, or for BatchTopK one threshold per level that gives the wanted L0.
+    Native,
+    /// θ_j = t − κ·logit(q_j), t set to reach the wanted L0 (science.md §2).
+    Prior,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mode {
+    pub view: View,
+    pub threshold: Threshold,
+}
+
+/// When a latent with a given score is active. Never at or below zero.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Rule {
+    Positive,
+    /// The k largest scores of a token.
+    TopK(usize),
+    /// Above its own threshold, [d_sae].
+    Above(Vec<f32>),
+}
+
+/// The rule of each mode.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    pub flat_native: Rule,
+    pub flat_prior: Rule,
+    pub gated_native: Rule,
+    pub gated_prior: Rule,
+}
+
+/// An SAE as published. Units are those of the activations on disk; decoder rows have length 1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainedSae {
+    pub config: Sae,
+    pub seed: u64,
+    pub d_model: usize,
+    pub d_sae: usize,
+    pub n_coarse: usize,
+    /// [d_sae, d_model], a row per latent.
+    pub w_enc: Vec<f32>,
+    /// [d_sae].
+    pub b_enc: Vec<f32>,
+    /// [d_sae, d_model].
+    pub w_dec: Vec<f32>,
+    /// [d_model].
+    pub b_dec: Vec<f32>,
+    /// [d_sae]; all None for an SAE without a tree of its own.
+    pub parent: Vec<Option<u32>>,
+    /// What a silent parent costs its child's score.
+    pub gate: f32,
+    pub rules: Rules,
+}
+
+impl TrainedSae {
+    /// Reads `train/NAME`. Errors: a file is missing, damaged, or does not fit the others.
+    pub fn load(input: &Input) -> Result<Self> {
+        let cfg = export::read_cfg(&input.file(export::CFG)?)?;
+        let (d_model, d_sae) = (cfg.d_in, cfg.d_sae);
+        let path = input.file(export::WEIGHTS)?;
+        let weights = Tensors::read(&path)?;
+        let load = |name: &str, n: usize| weights.f32(name, n).with_context(|| path.display().to_string());
+        let w_enc = export::transpose(&load("W_enc", d_model * d_sae)?, d_model, d_sae);
+        let path = input.file(export::TREE)?;
+        let nodes: Vec<TreeNode> = read_rows(&path)?;
+        ensure!(nodes.len() == d_sae, "{}: {} rows, expected {d_sae}", path.display(), nodes.len());
+        let parent: Vec<_> = nodes.iter().map(|node| node.parent).collect();
+        let inside = parent.iter().flatten().all(|&parent| (parent as usize) < d_sae);
+        ensure!(inside, "{}: a parent lies outside the {d_sae} latents", path.display());
+        let path = input.file(export::RULES)?;
+        let (gate, rules) = export::read_rules(&path, d_sae).with_context(|| path.display().to_string())?;
+        Ok(Self {
+            n_coarse: cfg.config.n_coarse,
+            config: cfg.config,
+            seed: cfg.seed,
+            d_model,
+            d_sae,
+            w_enc,
+            b_enc: load("b_enc", d_sae)?,
+            w_dec: load("W_dec", d_model * d_sae)?,
+            b_dec: load("b_dec", d_model)?,
+            parent,
+            gate,
+            rules,
+        })
+    }
+
+    /// Flat, and gated where there is a tree; each native and with the prior threshold.
+    pub fn modes(&self) -> Vec<Mode> {
+        let has_tree = self.parent.iter().any(Option::is_some);
+        let views = if has_tree { &[View::Flat, View::Gated][..] } else { &[View::Flat] };
+        let both = |&view: &View| [Threshold::Native, Threshold::Prior].map(|threshold| Mode { view, threshold });
+        views.iter().flat_map(both).collect()
+    }
+
+    /// Shapes: x [n, d_model] → [n, d_sae] sparse.
+    pub fn encode(&self, x: &[f32], mode: Mode) -> SparseRows {
+        let rule = self.rule(mode);
+        let is_gated = mode.view == View::Gated;
+        let slack = if is_gated { self.gate } else { 0.0 };
+        let mut bound = bound_of(rule, slack);
+        if is_gated && let (Bound::Above(a), Bound::Above(b)) = (bound, bound_of(&self.rules.flat_native, 0.0)) {
+            // The parents' own firing is decided by the native rule, which may reach lower.
+            bound = Bound::Above(a.min(b));
+        } else if is_gated && rule_reaches_lower(rule, &self.rules.flat_native) {
+            bound = Bound::Above(0.0);
+        }
+        let candidates = self.candidates(x, bound);
+        if !is_gated {
+            return apply(rule, &candidates, &candidates.vals);
+        }
+        let ungated = apply(&self.rules.flat_native, &candidates, &candidates.vals);
+        let scores = gated_scores(&candidates, &ungated, Gate { parent: &self.parent, strength: self.gate });
+        apply(rule, &candidates, &scores)
+    }
+
+    /// Shapes: acts [n, d_sae] sparse → x̂ [n, d_model].
+    pub fn decode(&self, acts: &SparseRows) -> Vec<f32> {
+        self.decode_prefix(acts, self.d_sae)
+    }
+
+    /// The reconstruction from latents below `n_latents`; `n_coarse` for the coarse-only one.
+    pub fn decode_prefix(&self, acts: &SparseRows, n_latents: usize) -> Vec<f32> {
+        decode_rows(acts, &self.w_dec, &self.b_dec, n_latents)
+    }
+
+    pub fn rule(&self, mode: Mode) -> &Rule {
+        match (mode.view, mode.threshold) {
+            (View::Flat, Threshold::Native) => &self.rules.flat_native,
+            (View::Flat, Threshold::Prior) => &self.rules.flat_prior,
+            (View::Gated, Threshold::Native) => &self.rules.gated_native,
+            (View::Gated, Threshold::Prior) => &self.rules.gated_prior,
+        }
+    }
+
+    pub(crate) fn candidates(&self, x: &[f32], bound: Bound) -> SparseRows {
+        let rows = x.chunks_exact(self.d_model);
+        let x_centered: Vec<f32> = rows.flat_map(|row| row.iter().zip(&self.b_dec).map(|(x, b)| x - b)).collect();
+        collect(&x_centered, &self.w_enc, &self.b_enc, self.d_model, bound, None).entries
+    }
+}
+
+fn bound_of(rule: &Rule, slack: f32) -> Bound {
+    match rule {
+        Rule::Positive => Bound::Above(0.0),
+        Rule::TopK(k) => Bound::TopK { k: *k, slack },
+        // A gated score lies at or below its pre-activation, so what passes the threshold passes it ungated too.
+        Rule::Above(thresholds) => Bound::Above(thresholds.iter().copied().fold(f32::INFINITY, f32::min)),
+    }
+}
+
+/// Whether candidates for `rule` may miss some that `other` needs.
+fn rule_reaches_lower(rule: &Rule, other: &Rule) -> bool {
+    !matches!((rule, other), (Rule::Positive, _) | (Rule::TopK(_), Rule::TopK(_)))
+}
+
+/// The candidates that are active by their scores, with their pre-activations as values.
+pub(crate) fn apply(rule: &Rule, candidates: &SparseRows, scores: &[f32]) -> SparseRows {
+    let mut acts = SparseRows::new(candidates.n_cols);
+    for t in 0..candidates.n_rows() {
+        let entries = candidates.indptr[t]..candidates.indptr[t + 1];
+        let active: Vec<usize> = match rule {
+            Rule::Positive => entries.filter(|&e| scores[e] > 0.0).collect(),
+            Rule::Above(thresholds) => {
+                entries.filter(|&e| scores[e] > thresholds[candidates.idx[e] as usize].max(0.0)).collect()
+            }
+            Rule::TopK(k) => {
+                let mut rivals: Vec<usize> = entries.filter(|&e| scores[e] > 0.0).collect();
+                if rivals.len() > *k {
+                    rivals.select_nth_unstable_by(*k, |&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+                    rivals.truncate(*k);
+                    rivals.sort_unstable();
+                }
+                rivals
+            }
+        };
+        acts.push_row(active.into_iter().map(|e| (candidates.idx[e], candidates.vals[e])));
+    }
+    acts
+}
+
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Flat => "flat",
+            Self::Gated => "gated",
+        })
+    }
+}
+
+impl fmt::Display for Threshold {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Native => "native",
+            Self::Prior => "prior",
+        })
+    }
+}

@@ -1,0 +1,124 @@
+//! The parameters of an SAE: as plain slices, where kernels and the optimiser work on them, and as a burn module, where
+//! autodiff does.
+
+use anyhow::{Result, ensure};
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand_distr::{Distribution, StandardNormal};
+
+/// The parameters, row-major; coarse latents come first.
+///
+/// `w_enc` is kept transposed against the usual notation, so that a latent is a row in both matrices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights {
+    pub d_model: usize,
+    pub d_sae: usize,
+    /// [d_sae, d_model].
+    pub w_enc: Vec<f32>,
+    /// [d_sae].
+    pub b_enc: Vec<f32>,
+    /// [d_sae, d_model], unit rows.
+    pub w_dec: Vec<f32>,
+    /// [d_model].
+    pub b_dec: Vec<f32>,
+}
+
+/// z = select((x − b_dec) W_encᵀ + b_enc), x̂ = z W_dec + b_dec.
+#[derive(Module, Debug)]
+pub struct SaeModule {
+    /// [d_sae, d_model].
+    pub w_enc: Param<Tensor<2>>,
+    /// [d_sae].
+    pub b_enc: Param<Tensor<1>>,
+    /// [d_sae, d_model].
+    pub w_dec: Param<Tensor<2>>,
+    /// [d_model].
+    pub b_dec: Param<Tensor<1>>,
+}
+
+/// One vector per parameter, shaped like it.
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    pub w_enc: Vec<f32>,
+    pub b_enc: Vec<f32>,
+    pub w_dec: Vec<f32>,
+    pub b_dec: Vec<f32>,
+}
+
+impl Weights {
+    /// Random unit decoder rows, the encoder their transpose, b_enc zero, b_dec the mean of the data.
+    /// Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix A.1.
+    pub fn init(seed: u64, d_model: usize, d_sae: usize, mean: &[f32]) -> Self {
+        let mut rng = artifact::random::stream(seed, "train/init", 0, 0);
+        let mut w_dec: Vec<f32> = (0..d_sae * d_model).map(|_| StandardNormal.sample(&mut rng)).collect();
+        w_dec.chunks_exact_mut(d_model).for_each(normalise_row);
+        Self { d_model, d_sae, w_enc: w_dec.clone(), b_enc: vec![0.0; d_sae], w_dec, b_dec: mean.to_vec() }
+    }
+
+    /// Errors: a parameter holds NaN or an infinity; the first is named.
+    pub fn check_finite(&self) -> Result<()> {
+        for (name, values) in
+            [("w_enc", &self.w_enc), ("b_enc", &self.b_enc), ("w_dec", &self.w_dec), ("b_dec", &self.b_dec)]
+        {
+            let at = values.iter().position(|value| !value.is_finite());
+            ensure!(at.is_none(), "{name} has become NaN or infinite; lower the learning rate (train.lr)");
+        }
+        Ok(())
+    }
+
+    /// x − b_dec for every token. Shapes: x [B, d_model] → [B, d_model].
+    pub fn centered(&self, x: &[f32]) -> Vec<f32> {
+        let rows = x.chunks_exact(self.d_model);
+        rows.flat_map(|row| row.iter().zip(&self.b_dec).map(|(x, b)| x - b)).collect()
+    }
+}
+
+/// Scales a row to length 1; a row of zeros stays.
+pub(crate) fn normalise_row(row: &mut [f32]) {
+    let norm = crate::kernels::dot(row, row).sqrt();
+    if norm > 0.0 {
+        row.iter_mut().for_each(|value| *value /= norm);
+    }
+}
+
+impl SaeModule {
+    pub fn new(weights: &Weights, device: &Device) -> Self {
+        let matrix = |values: &[f32]| {
+            let data = TensorData::new(values.to_vec(), [weights.d_sae, weights.d_model]);
+            Param::from_tensor(Tensor::<2>::from_data(data, device))
+        };
+        let vector = |values: &[f32]| {
+            let data = TensorData::new(values.to_vec(), [values.len()]);
+            Param::from_tensor(Tensor::<1>::from_data(data, device))
+        };
+        Self {
+            w_enc: matrix(&weights.w_enc),
+            b_enc: vector(&weights.b_enc),
+            w_dec: matrix(&weights.w_dec),
+            b_dec: vector(&weights.b_dec),
+        }
+    }
+
+    /// The gradients of a loss made from this module's parameters; zero where the loss does not depend on one.
+    pub fn gradients(&self, loss: &Tensor<1>) -> Gradients {
+        let grads = loss.backward();
+        let of_matrix = |param: &Param<Tensor<2>>| match param.val().grad(&grads) {
+            Some(grad) => to_vec(grad.into_data()),
+            None => vec![0.0; param.val().shape().num_elements()],
+        };
+        let of_vector = |param: &Param<Tensor<1>>| match param.val().grad(&grads) {
+            Some(grad) => to_vec(grad.into_data()),
+            None => vec![0.0; param.val().shape().num_elements()],
+        };
+        Gradients {
+            w_enc: of_matrix(&self.w_enc),
+            b_enc: of_vector(&self.b_enc),
+            w_dec: of_matrix(&self.w_dec),
+            b_dec: of_vector(&self.b_dec),
+        }
+    }
+}
+
+fn to_vec(data: TensorData) -> Vec<f32> {
+    data.try_into_vec().expect("parameters are f32")
+}
