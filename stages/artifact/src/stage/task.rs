@@ -1,6 +1,7 @@
 //! One output folder being made: lock, compare keys, clear, write, publish. The manifest comes last, so that a folder
 //! is whole or says that it is not.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -130,8 +131,10 @@ impl Task {
     pub fn finish(self) -> Result<Manifest> {
         let checkpoint = self.checkpoint_folder();
         let manifest = Manifest::new(self.key, self.outputs);
-        for folder in std::iter::once(self.folder.as_path())
-            .chain(manifest.outputs.iter().filter_map(|o| Path::new(&o.path).parent()).filter(|p| *p != Path::new("")))
+        // The task's own folder first, as the empty path.
+        for folder in std::iter::once(Path::new(""))
+            .chain(manifest.outputs.iter().filter_map(|output| Path::new(&output.path).parent()))
+            .collect::<BTreeSet<_>>()
         {
             sync_folder(&self.folder.join(folder))?;
         }
