@@ -126,7 +126,10 @@ pub(crate) const TREE: [(&str, &str, Better, Format, &str); 4] = [
     ),
 ];
 
-/// Trees in the order of their columns; the first two compete, the others are controls.
+/// The other trees are controls.
+pub(crate) const COMPETING_TREES: [&str; 2] = ["own", "posthoc"];
+
+/// Trees in the order of their columns.
 pub(crate) const TREES: [(&str, &str); 5] = [
     ("own", "own"),
     ("posthoc", "post-hoc"),

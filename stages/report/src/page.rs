@@ -34,7 +34,7 @@ pub(crate) fn render(run: &Run, figures: &Figures, gaps: &[String], plots: &[Plo
 
 impl Page<'_> {
     fn line(&mut self, text: impl AsRef<str>) {
-        self.out.push_str(text.as_ref());
+        self.out.push_str(text.as_ref().trim_end());
         self.out.push_str("\n\n");
     }
 
@@ -196,12 +196,13 @@ impl Page<'_> {
              parents permuted. Intervals count the edges of one parent as one observation.",
         );
         for (metric, title, better, format, caption) in TREE {
-            let columns: Vec<_> = TREES
-                .iter()
-                .map(|&(tree, title)| Column::new(Name::new(metric, "all").tree(tree), title, Better::Neither, format))
-                .collect();
-            let arrow = if better == Better::Lower { "↓" } else { "↑" };
-            self.line(format!("**{title} {arrow}.** {caption}"));
+            let column = |&(tree, title): &(&str, &str)| {
+                // Controls are there to be beaten and compete for nothing.
+                let better = if measures::COMPETING_TREES.contains(&tree) { better } else { Better::Neither };
+                Column::new(Name::new(metric, "all").tree(tree), title, better, format)
+            };
+            let columns: Vec<_> = TREES.iter().map(column).collect();
+            self.line(format!("**{title}.** {caption}"));
             self.by_threshold(&columns);
         }
         self.line("**Edges** that stand behind these means.");

@@ -1,0 +1,10 @@
+//! The pipeline as its users meet it: whole runs of the stages' programs. They must have been built before:
+//! `cargo build --release --workspace`, as `make test` does.
+
+mod end_to_end;
+mod faults;
+mod own_activations;
+mod planted;
+mod reproducible;
+mod shipped_files;
+mod up_to_date;

@@ -1,0 +1,121 @@
+//! What reruns, and what does not.
+
+use std::process::{Command, Output};
+use std::time::{Duration, Instant, SystemTime};
+
+use pipeline_tests::{Run, changed, files_below, programs, repository, stderr};
+
+#[test]
+fn a_second_run_writes_nothing() {
+    let run = Run::finished();
+    let (manifests, times) = (run.manifests(), run.output_times());
+    run.all();
+    assert_eq!(changed(&manifests, &run.manifests()), [""; 0]);
+    assert_eq!(times, run.output_times());
+}
+
+#[test]
+fn a_key_of_probe_reruns_neither_training_nor_recovery() {
+    let run = Run::finished();
+    let (manifests, times) = (run.manifests(), run.output_times());
+    run.edit("probe:\n  n_bootstrap: 20", "probe:\n  n_bootstrap: 21");
+    run.all();
+    // The report only reruns where the probes came out differently, and here there is no model to probe.
+    assert_eq!(changed(&manifests, &run.manifests()), ["probe"]);
+    for (path, time) in run.output_times() {
+        let is_downstream = ["probe", "report"].iter().any(|folder| path.starts_with(run.folder.join(folder)));
+        assert!(is_downstream || times.get(&path) == Some(&time), "{} was written again", path.display());
+    }
+}
+
+#[test]
+fn a_key_of_one_sae_retrains_that_one_alone() {
+    let run = Run::finished();
+    let (manifests, times) = (run.manifests(), run.output_times());
+    run.edit("update_every: 10", "update_every: 15");
+    run.all();
+    let changed = changed(&manifests, &run.manifests());
+    assert!(changed.contains(&"train/hiersae".to_owned()), "{changed:?}");
+    for other in ["train/vanilla", "train/batchtopk", "train/matryoshka", "harvest", "fetch"] {
+        assert!(!changed.contains(&other.to_owned()), "{changed:?}");
+        let written = run.output_times().into_iter().filter(|(path, _)| path.starts_with(run.folder.join(other)));
+        for (path, time) in written {
+            assert_eq!(times.get(&path), Some(&time), "{} was written again", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_rerun_says_what_has_changed() {
+    let run = Run::finished();
+    run.edit("k: 2, tree", "k: 3, tree");
+    let output = Command::new(programs().join("train"))
+        .args(["--config".as_ref(), run.config.as_os_str(), "--run".as_ref(), run.folder.as_os_str()])
+        .output()
+        .unwrap();
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("vanilla: up to date"), "{said}");
+    assert!(said.contains("hiersae: rerun: sae.k 2 → 3"), "{said}");
+}
+
+#[test]
+fn status_says_what_is_fresh_stale_and_missing() {
+    let run = Run::finished();
+    let status = |stage: &str| String::from_utf8(run.stage(stage, &["--status"]).stdout).unwrap();
+    assert!(status("recover").contains("fresh"), "{}", status("recover"));
+    run.edit("n_shifts: 5", "n_shifts: 6");
+    assert!(status("recover").contains("stale: recover.n_shifts 5 → 6"), "{}", status("recover"));
+    std::fs::remove_dir_all(run.folder.join("report")).unwrap();
+    assert!(status("report").contains("missing"), "{}", status("report"));
+}
+
+// The same through make. `-o build` leaves cargo out: it is at work on this test.
+
+fn make(run: &Run) -> Output {
+    let output = Command::new("make")
+        .current_dir(repository())
+        .args(["--no-print-directory", "-o", "build", "all"])
+        .arg(format!("CONFIG={}", run.config.display()))
+        .arg(format!("RUN={}", run.folder.display()))
+        .arg(format!("BIN={}", programs().display()))
+        .output()
+        .expect("GNU make is installed");
+    assert!(output.status.success(), "{}", stderr(&output));
+    output
+}
+
+#[test]
+fn a_second_make_starts_no_stage() {
+    let run = Run::of("smoke.yaml");
+    let first = String::from_utf8(make(&run).stdout).unwrap();
+    for stage in pipeline_tests::STAGES {
+        assert!(first.contains(&format!("== {stage}\n")), "{first}");
+    }
+    let start = Instant::now();
+    let second = String::from_utf8(make(&run).stdout).unwrap();
+    assert_eq!(second, format!("report: {}/report/report.md\n", run.folder.display()));
+    assert!(start.elapsed() <= Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn touched_files_rerun_nothing() {
+    let run = Run::of("smoke.yaml");
+    make(&run);
+    let manifests = run.manifests();
+    let mut files = files_below(&run.folder);
+    files.push(run.config.clone());
+    for file in files {
+        let past = SystemTime::now() - Duration::from_secs(3600);
+        std::fs::File::options().append(true).open(file).unwrap().set_modified(past).unwrap();
+    }
+    // Each stage in turn finds its inputs newer than itself.
+    for stage in ["fetch", "harvest", "train", "recover", "probe"] {
+        let path = run.folder.join(stage).join("manifest.json");
+        std::fs::File::options().append(true).open(path).unwrap().set_modified(SystemTime::now()).unwrap();
+        let times = run.output_times();
+        make(&run);
+        assert_eq!(times, run.output_times(), "after touching {stage}");
+    }
+    assert_eq!(changed(&manifests, &run.manifests()), [""; 0]);
+}
