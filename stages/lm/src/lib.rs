@@ -23,6 +23,8 @@ mod host;
 mod model;
 mod rope;
 mod tensor_blocks;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 mod weights;
 

@@ -163,7 +163,12 @@ impl Tokenizer {
 }
 
 fn build(tokens: &[String], merges: &[String]) -> Result<Bpe> {
-    let vocab = tokens.iter().cloned().zip(0_u32..).collect();
+    let mut vocab = tokenizers::models::bpe::Vocab::with_capacity(tokens.len());
+    for (id, token) in (0_u32..).zip(tokens) {
+        if let Some(first) = vocab.insert(token.clone(), id) {
+            bail!("tokenizer.ggml.tokens[{id}]: {token:?} is row {first} already");
+        }
+    }
     let mut pairs = Vec::with_capacity(merges.len());
     for (row, merge) in merges.iter().enumerate() {
         let (left, right) =
@@ -171,7 +176,7 @@ fn build(tokens: &[String], merges: &[String]) -> Result<Bpe> {
         pairs.push((left.to_owned(), right.to_owned()));
     }
     let bpe = BPE::builder()
-        .vocab_and_merges::<tokenizers::models::bpe::Vocab>(vocab, pairs)
+        .vocab_and_merges(vocab, pairs)
         .build()
         .map_err(Error::from_boxed)
         .context("tokenizer.ggml.merges do not fit tokenizer.ggml.tokens")?;

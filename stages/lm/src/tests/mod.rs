@@ -1,0 +1,7 @@
+//! Tests on a small model that the test writes itself, against a forward pass written in the plainest way.
+
+mod forward;
+mod malformed;
+mod naive;
+mod tiny;
+mod tokenizer;
