@@ -1,0 +1,122 @@
+//! Means over the edges of a tree: what `summary.json` says, and what the report compares.
+
+use serde_json::{Map, Value, json};
+
+use crate::edges::Measured;
+use crate::information::{self, log_odds};
+use crate::measure::{mean, share};
+use crate::resampling::interval;
+
+/// Below this false discovery rate an edge counts as significant.
+const MAX_Q: f64 = 0.05;
+
+/// How `summary.json` is to be read; it opens the file.
+pub(crate) fn notes() -> Value {
+    json!({
+        "measured_on": "the half of the held-out documents that had no part in choosing edges",
+        "n_edges": "edges of the tree; n_measured of them have a child that fires at least recover.min_firings times on \
+                    the choosing half and both ends fire on the measuring half; means are over these",
+        "interval": "95 %, bootstrap over documents",
+        "significant": "share with q < 0.05, Benjamini-Hochberg over the measured edges of this tree of this SAE in this \
+                        mode; above_null: mutual information above the 97.5 % quantile of circular shifts",
+    })
+}
+
+/// A number of edges and means over the measured ones, each `{value, ci_low, ci_high}`; null where there are none.
+pub(crate) fn of_edges(n_edges: usize, edges: &[Measured]) -> Map<String, Value> {
+    let resampled = [
+        (
+            "p_parent_given_child",
+            mean(edges.iter().filter_map(|edge| information::p_parent_given_child(edge.counts))),
+            of_resamples(edges, |edge| &edge.resampled.p_parent_given_child),
+        ),
+        (
+            "p_child_given_parent",
+            mean(edges.iter().filter_map(|edge| information::p_child_given_parent(edge.counts))),
+            of_resamples(edges, |edge| &edge.resampled.p_child_given_parent),
+        ),
+        ("mi_bits", mean(edges.iter().map(|edge| edge.mi_bits)), of_resamples(edges, |edge| &edge.resampled.mi_bits)),
+        (
+            "mi_over_nested",
+            mean(edges.iter().map(|edge| information::mi_over_nested(edge.counts))),
+            of_resamples(edges, |edge| &edge.resampled.mi_over_nested),
+        ),
+        (
+            "mi_over_h_child",
+            mean(edges.iter().map(|edge| information::mi_over_h_child(edge.counts))),
+            of_resamples(edges, |edge| &edge.resampled.mi_over_h_child),
+        ),
+    ];
+    let share_of = |holds: fn(&Measured) -> bool| share(edges.iter().filter(|edge| holds(edge)).count(), edges.len());
+    let plain = [
+        ("significant", share_of(|edge| edge.q_value < MAX_Q)),
+        ("significant_positive", share_of(|edge| edge.q_value < MAX_Q && log_odds(edge.counts) > 0.0)),
+        ("above_null", share_of(|edge| edge.mi_bits > edge.mi_null_high_bits)),
+        ("mi_null_bits", mean(edges.iter().map(|edge| edge.mi_null_bits))),
+        ("mi_magnitude_bits", mean(edges.iter().filter_map(|edge| edge.mi_magnitude_bits))),
+    ];
+    let mut summary = Map::new();
+    summary.insert("n_edges".into(), json!(n_edges));
+    summary.insert("n_measured".into(), json!(edges.len()));
+    for (name, value, interval) in resampled {
+        let (ci_low, ci_high) = interval.unzip();
+        summary.insert(name.into(), json!({"value": value, "ci_low": ci_low, "ci_high": ci_high}));
+    }
+    for (name, value) in plain {
+        summary.insert(name.into(), json!({"value": value}));
+    }
+    summary
+}
+
+/// Interval of the mean over edges. In each resample, the mean is over the edges that have a value there.
+fn of_resamples(edges: &[Measured], values: fn(&Measured) -> &Vec<f64>) -> Option<(f64, f64)> {
+    let n_resamples = edges.first().map_or(0, |edge| values(edge).len());
+    let of_resample = |i: usize| mean(edges.iter().map(|edge| values(edge)[i]).filter(|value| !value.is_nan()));
+    interval((0..n_resamples).filter_map(of_resample).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edges::Resampled;
+    use crate::information::PairCounts;
+
+    fn edge(n11: u64, p_resampled: Vec<f64>) -> Measured {
+        let counts = PairCounts { n11, n_parent: 50, n_child: 20, n: 1000 };
+        let resampled = Resampled { p_parent_given_child: p_resampled, ..Resampled::default() };
+        Measured {
+            parent: 0,
+            child: 1,
+            counts,
+            mi_bits: information::mi_bits(counts),
+            mi_interval: (0.0, 1.0),
+            mi_null_bits: 0.001,
+            mi_null_high_bits: 0.002,
+            p_value: 0.01,
+            q_value: if n11 == 0 { 0.2 } else { 0.01 },
+            mi_magnitude_bits: None,
+            resampled,
+        }
+    }
+
+    #[test]
+    fn means_and_shares_are_over_measured_edges() {
+        let edges = [edge(20, vec![1.0, f64::NAN]), edge(10, vec![0.4, 0.5]), edge(0, vec![0.1, 0.1])];
+        let summary = of_edges(5, &edges);
+        assert_eq!((&summary["n_edges"], &summary["n_measured"]), (&json!(5), &json!(3)));
+        let number = |name: &str, key: &str| summary[name][key].as_f64().unwrap();
+        assert!((number("p_parent_given_child", "value") - 0.5).abs() <= 1e-12);
+        assert!((number("significant", "value") - 2.0 / 3.0).abs() <= 1e-12);
+        // Resample means .5 and .3.
+        assert!((number("p_parent_given_child", "ci_low") - 0.305).abs() <= 1e-12);
+        assert!((number("p_parent_given_child", "ci_high") - 0.495).abs() <= 1e-12);
+        assert_eq!(summary["mi_magnitude_bits"]["value"], Value::Null);
+    }
+
+    #[test]
+    fn no_edges_no_means() {
+        let summary = of_edges(0, &[]);
+        assert_eq!(summary["mi_bits"]["value"], Value::Null);
+        assert_eq!(summary["significant"]["value"], Value::Null);
+    }
+}
