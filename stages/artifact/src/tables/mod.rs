@@ -6,8 +6,10 @@
 
 pub mod activations;
 mod cell;
+mod foreign;
 mod row;
 
+pub use foreign::{ForeignRows, read_foreign_activations, read_foreign_doc_ids, read_text_column};
 pub use row::{Row, read_rows, write_rows};
 
 use row::rows;
