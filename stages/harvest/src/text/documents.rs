@@ -1,0 +1,178 @@
+//! Texts as documents that can be read in any order.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use artifact::config::{Text, TextSource};
+use artifact::stage::Input;
+use artifact::tables::read_text_column;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Document {
+    /// Within its source: a synset, a speech, a file.
+    pub(super) name: String,
+    pub(super) text: String,
+}
+
+pub(super) enum Documents {
+    Held(Vec<Document>),
+    /// One document a file.
+    Files(Vec<PathBuf>),
+    /// One document a line of JSON; where the lines start.
+    Lines {
+        path: PathBuf,
+        column: String,
+        starts: Vec<u64>,
+    },
+}
+
+impl Documents {
+    /// Errors: a file is not what was fetched, or not what its name says.
+    pub(super) fn open(input: &Input, text: &Text) -> Result<Self> {
+        let documents = match text.from {
+            TextSource::Wordnet => Self::Held(glosses(&input.file("data.noun")?)?),
+            TextSource::StateOfTheUnion => Self::Files(files(input, "speeches/")?),
+            TextSource::File => Self::open_local(input, text)?,
+        };
+        ensure!(documents.len() > 0, "holds no documents");
+        Ok(documents)
+    }
+
+    fn open_local(input: &Input, text: &Text) -> Result<Self> {
+        let mut files = files(input, "")?;
+        let extension = |path: &PathBuf| path.extension().and_then(|extension| extension.to_str()).map(str::to_owned);
+        match files.first().and_then(extension).as_deref() {
+            Some("parquet") => {
+                let path = files.remove(0);
+                let name = |row: usize| format!("{} row {row}", file_name(&path));
+                let texts = read_text_column(&path, &text.column)?;
+                let documents = texts.into_iter().enumerate();
+                Ok(Self::Held(documents.map(|(row, text)| Document { name: name(row), text }).collect()))
+            }
+            Some("jsonl") => {
+                let path = files.remove(0);
+                let starts = line_starts(&path)?;
+                Ok(Self::Lines { path, column: text.column.clone(), starts })
+            }
+            Some("txt") => Ok(Self::Files(files)),
+            _ => bail!("expected a .txt, .jsonl or .parquet file, or a folder of .txt files"),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Held(documents) => documents.len(),
+            Self::Files(files) => files.len(),
+            Self::Lines { starts, .. } => starts.len(),
+        }
+    }
+
+    /// Errors: the document cannot be read, or is not UTF-8 (file and line are named).
+    pub(super) fn read(&self, i: usize) -> Result<Document> {
+        match self {
+            Self::Held(documents) => Ok(documents[i].clone()),
+            Self::Files(files) => {
+                let path = &files[i];
+                let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                Ok(Document { name, text })
+            }
+            Self::Lines { path, column, starts } => {
+                let name = format!("{} line {}", file_name(path), i + 1);
+                let text = json_text(path, starts[i], column).with_context(|| format!("{}: {name}", path.display()))?;
+                Ok(Document { name, text })
+            }
+        }
+    }
+}
+
+/// The glosses of WordNet's `data.noun`, examples included, one synset each, named by its offset in the file.
+///
+/// Format: wndb(5WN). Lines of the licence start with a space; all others are `OFFSET … | GLOSS`.
+fn glosses(path: &Path) -> Result<Vec<Document>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    let mut documents = Vec::new();
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.starts_with(' ') && !line.is_empty()) {
+        let parts = line.split_once(' ').zip(line.split_once(" | "));
+        let Some(((offset, _), (_, gloss))) = parts else {
+            bail!("{}: line {} is no synset", path.display(), i + 1);
+        };
+        documents.push(Document { name: offset.into(), text: gloss.trim_end().into() });
+    }
+    Ok(documents)
+}
+
+fn files(input: &Input, prefix: &str) -> Result<Vec<PathBuf>> {
+    input.paths(prefix).iter().map(|path| input.file(path)).collect()
+}
+
+/// Where each line that is not blank starts.
+fn line_starts(path: &Path) -> Result<Vec<u64>> {
+    let context = || format!("{}: cannot read", path.display());
+    let mut reader = BufReader::new(File::open(path).with_context(context)?);
+    let mut line = Vec::new();
+    let mut starts = Vec::new();
+    let mut at = 0;
+    loop {
+        line.clear();
+        let n = reader.read_until(b'\n', &mut line).with_context(context)?;
+        if n == 0 {
+            return Ok(starts);
+        }
+        if !line.trim_ascii().is_empty() {
+            starts.push(at);
+        }
+        at += n as u64;
+    }
+}
+
+fn json_text(path: &Path, start: u64, column: &str) -> Result<String> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(start))?;
+    let mut line = String::new();
+    BufReader::new(file).read_line(&mut line)?;
+    let value: serde_json::Value = serde_json::from_str(&line).context("is no JSON")?;
+    let text = value.get(column).with_context(|| format!("has no `{column}`; name the text with `column`"))?;
+    Ok(text.as_str().with_context(|| format!("`{column}` is no text"))?.to_owned())
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn glosses_come_without_the_licence_and_the_pointers() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.noun");
+        let lines = "  1 This software\n00001740 03 n 01 entity 0 000 | that which | is  \n00001930 03 n 01 x 0 000 | y; \"z\"  \n";
+        std::fs::write(&path, lines).unwrap();
+        let document = |name: &str, text: &str| Document { name: name.into(), text: text.into() };
+        assert_eq!(
+            glosses(&path).unwrap(),
+            [document("00001740", "that which | is"), document("00001930", "y; \"z\"")]
+        );
+        std::fs::write(&path, "00001740 03 n 01 entity\n").unwrap();
+        let error = format!("{:#}", glosses(&path).unwrap_err());
+        assert!(error.contains("line 1 is no synset"), "{error}");
+    }
+
+    #[test]
+    fn lines_of_json_are_read_in_any_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        std::fs::write(&path, "{\"text\": \"one\"}\n\n{\"text\": \"zwei ☃\"}\n{\"other\": 3}").unwrap();
+        let starts = line_starts(&path).unwrap();
+        let documents = Documents::Lines { path, column: "text".into(), starts };
+        assert_eq!(documents.len(), 3);
+        assert_eq!(documents.read(1).unwrap().text, "zwei ☃");
+        assert_eq!(documents.read(0).unwrap().text, "one");
+        let error = format!("{:#}", documents.read(2).unwrap_err());
+        assert!(error.contains("has no `text`"), "{error}");
+    }
+}

@@ -1,0 +1,105 @@
+//! Runs contexts of different lengths through the model. Contexts of about equal length share a batch, the shorter ones
+//! padded behind their end: attention looks backwards only, so padding changes no row before it, and its own rows are
+//! dropped.
+
+use anyhow::{Result, ensure};
+
+/// The activations of all tokens, contexts in the order given: [n_tokens, d_model].
+///
+/// `contexts` come without the separator; it is put in front of each, and its row is left out, since position 0 is an
+/// attention sink with a norm far from every other. `run` takes tokens [n_contexts · length] and `length`, and returns
+/// [n_contexts · length, d_model]; at most `batch_tokens` are given to it at once, but always one context.
+pub(super) fn in_batches(
+    contexts: &[&[u32]],
+    separator: u32,
+    batch_tokens: usize,
+    mut run: impl FnMut(&[u32], usize) -> Result<Vec<f32>>,
+) -> Result<Vec<f32>> {
+    let mut order: Vec<usize> = (0..contexts.len()).collect();
+    order.sort_by_key(|&i| contexts[i].len());
+    let mut first_rows = Vec::with_capacity(contexts.len());
+    let mut n_rows = 0;
+    for context in contexts {
+        first_rows.push(n_rows);
+        n_rows += context.len();
+    }
+    let mut all = Vec::new(); // [n_rows, d_model], once d_model is known
+    let mut start = 0;
+    while start < order.len() {
+        let end = batch_end(contexts, &order, start, batch_tokens);
+        let batch = &order[start..end];
+        let length = 1 + batch.iter().map(|&i| contexts[i].len()).max().unwrap_or(0);
+        let mut tokens = Vec::with_capacity(batch.len() * length);
+        for &i in batch {
+            tokens.push(separator);
+            tokens.extend_from_slice(contexts[i]);
+            tokens.resize(tokens.len().next_multiple_of(length), separator);
+        }
+        let activation = run(&tokens, length)?;
+        ensure!(activation.len().is_multiple_of(tokens.len()), "activations of another shape than the tokens");
+        let d_model = activation.len() / tokens.len();
+        all.resize(n_rows * d_model, 0.0f32);
+        for (&i, rows) in batch.iter().zip(activation.chunks_exact(length * d_model)) {
+            let n = contexts[i].len() * d_model;
+            all[first_rows[i] * d_model..][..n].copy_from_slice(&rows[d_model..][..n]);
+        }
+        start = end;
+    }
+    Ok(all)
+}
+
+/// The end of the batch that starts at `order[start]`: as many contexts as fit when padded to the longest of them.
+fn batch_end(contexts: &[&[u32]], order: &[usize], start: usize, batch_tokens: usize) -> usize {
+    let fits = |end: usize| (end - start) * (1 + contexts[order[end - 1]].len()) <= batch_tokens;
+    let mut end = start + 1;
+    while end < order.len() && fits(end + 1) {
+        end += 1;
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A causal model of width 2: each position sees the sum and the last of all tokens up to it.
+    fn causal(tokens: &[u32], length: usize) -> Result<Vec<f32>> {
+        let rows = tokens.chunks(length).flat_map(|context| {
+            let mut sum = 0.0;
+            context.iter().flat_map(move |&token| {
+                sum += token as f32;
+                [sum, token as f32]
+            })
+        });
+        Ok(rows.collect())
+    }
+
+    #[test]
+    fn batching_and_padding_change_no_row() {
+        let lengths = [5usize, 1, 9, 3, 3, 7, 2, 9];
+        let contexts: Vec<Vec<u32>> =
+            lengths.iter().enumerate().map(|(i, &n)| (0..n).map(|j| (10 * i + j) as u32).collect()).collect();
+        let contexts: Vec<&[u32]> = contexts.iter().map(Vec::as_slice).collect();
+        // One context at a time, no padding.
+        let mut expected = Vec::new();
+        for context in &contexts {
+            let tokens = [&[99], *context].concat();
+            expected.extend_from_slice(&causal(&tokens, tokens.len()).unwrap()[2..]);
+        }
+        for batch_tokens in [1, 12, 20, 1000] {
+            let mut n_runs = 0;
+            let found = in_batches(&contexts, 99, batch_tokens, |tokens, length| {
+                n_runs += 1;
+                assert!(tokens.len() <= batch_tokens.max(length));
+                causal(tokens, length)
+            });
+            assert_eq!(found.unwrap(), expected, "batches of {batch_tokens} tokens");
+            assert!(batch_tokens < 1000 || n_runs == 1);
+        }
+    }
+
+    #[test]
+    fn no_contexts_make_no_rows() {
+        assert!(in_batches(&[], 0, 100, causal).unwrap().is_empty());
+    }
+}
