@@ -98,7 +98,7 @@ fn a_corrupted_artifact_is_refused_by_name() {
     check("recover", "train/hiersae/sae_weights.safetensors");
     check("recover", "train/hiersae/tree.parquet");
     check("report", "recover/recovery.parquet");
-    check("report", "recover/edges.parquet");
+    check("report", "recover/summary.json");
     check("report", "probe/probes.parquet");
     check("report", "train/vanilla/curve.parquet");
 }
@@ -150,7 +150,7 @@ fn a_wrong_pipeline_is_refused_by_file_and_key() {
     check("k: 2, tree", "k: 200, tree", &["train.saes[3].k = 200"]);
     check("name: hiersae", "name: vanilla", &["train.saes[3].name = vanilla"]);
     check("synthetic:", "imaginary:", &["imaginary"]);
-    check("n_train: 12_000", "n_train: 0", &["source.synthetic.n_train"]);
+    check("n_train: 12000", "n_train: 0", &["source.synthetic.n_train"]);
     check("n_shifts: 5", "n_shifts: -5", &["n_shifts"]);
 }
 

@@ -18,7 +18,7 @@ fn run_of(n_rows: usize, edit: impl Fn(&mut [f32])) -> Run {
     let folder = run.home().join("my-activations");
     std::fs::create_dir(&folder).unwrap();
     run.edit("./my-activations", &folder.display().to_string());
-    run.edit("n_tokens: 4_000_000", "n_tokens: 20_000\n  batch_size: 256");
+    run.edit("n_tokens: 4000000", "n_tokens: 20000\n  batch_size: 256");
     run.edit("n_fine: 4608, k: 32", "n_fine: 32, k: 4");
     run.edit("n_coarse: 512, n_fine: 4096, k: 32", "n_coarse: 8, n_fine: 24, k: 4");
     for part in 0..2 {

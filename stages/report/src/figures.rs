@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use artifact::tables::{Metric, ProbeScore, SpliceScore};
 use serde::Serialize;
 
-use crate::edges;
 use crate::inputs::Run;
+use crate::trees;
 
 /// An SAE read in one way: with or without its gate, with one or the other threshold.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -69,10 +69,10 @@ pub(crate) struct Figures {
     pub(crate) modes: Vec<Mode>,
 }
 
-/// Errors: a figure is NaN or infinite (it is named by artifact and filter).
+/// Errors: the summary of trees has another form; a figure is NaN or infinite (it is named by artifact and filter).
 pub(crate) fn collect(run: &Run) -> Result<Figures> {
     let mut all: Vec<Figure> = run.metrics.iter().map(of_metric).collect();
-    all.extend(edges::summarise(&run.edges));
+    all.extend(trees::of_summary(&run.trees)?);
     all.extend(run.probes.iter().map(of_probe));
     all.extend(chances(&run.probes));
     all.extend(run.splices.iter().flat_map(of_splice));

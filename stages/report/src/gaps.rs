@@ -125,7 +125,7 @@ fn missing_trees(run: &Run, figures: &Figures) -> Vec<String> {
         let lacking: BTreeSet<&str> = figures
             .modes
             .iter()
-            .filter(|mode| figures.get(mode, &Name::new("tree_n_edges", "all").tree(tree)).is_none())
+            .filter(|mode| figures.get(mode, &Name::new("tree_n_measured", "all").tree(tree)).is_none())
             .filter(|mode| tree != "own" || run.sae(&mode.sae).is_some_and(|sae| sae.config.tree().is_some()))
             .map(|mode| mode.sae.as_str())
             .collect();

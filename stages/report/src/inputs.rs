@@ -6,8 +6,12 @@ use anyhow::{Context, Result};
 use artifact::config::{Pipeline, Sae};
 use artifact::digest;
 use artifact::stage::{Input, Stage};
-use artifact::tables::{CurveRow, DensityBin, Edge, Metric, ProbeScore, Row, SpliceScore, read_rows};
-use serde_json::{Value, json};
+use artifact::tables::{CurveRow, DensityBin, Metric, ProbeScore, Row, SpliceScore, read_rows};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::trees::TreeSummary;
 
 /// The published folders that the report is made from.
 pub(crate) struct Folders {
@@ -23,7 +27,7 @@ pub(crate) struct Run {
     pub(crate) pipeline: Pipeline,
     pub(crate) saes: Vec<TrainedSae>,
     pub(crate) metrics: Vec<Metric>,
-    pub(crate) edges: Vec<Edge>,
+    pub(crate) trees: Vec<TreeSummary>,
     pub(crate) density: Vec<DensityBin>,
     pub(crate) probes: Vec<ProbeScore>,
     pub(crate) splices: Vec<SpliceScore>,
@@ -40,7 +44,7 @@ pub(crate) struct TrainedSae {
 
 /// The part of the pipeline that the report shows or checks against.
 pub(crate) fn config_of(pipeline: &Pipeline) -> Value {
-    json!({
+    serde_json::json!({
         "report": pipeline.report,
         "source": pipeline.source,
         "harvest": {"hook": pipeline.harvest.hook},
@@ -73,9 +77,6 @@ impl Folders {
 impl Run {
     /// Errors: a file is missing, is not what was published, or has other columns (it is named).
     pub(crate) fn read(pipeline: &Pipeline, folders: &Folders) -> Result<Self> {
-        let stats = folders.harvest.file("stats.json")?;
-        let text = std::fs::read_to_string(&stats).with_context(|| format!("{}: cannot read", stats.display()))?;
-        let stats = serde_json::from_str(&text).with_context(|| stats.display().to_string())?;
         let saes = pipeline.train.saes.iter().zip(&folders.saes).map(|(config, input)| {
             let curve = read_rows(&input.file("curve.parquet")?)?;
             Ok(TrainedSae { config: config.clone(), curve })
@@ -87,11 +88,11 @@ impl Run {
             pipeline: pipeline.clone(),
             saes: saes.collect::<Result<_>>()?,
             metrics: read_rows(&folders.recover.file("recovery.parquet")?)?,
-            edges: read_rows(&folders.recover.file("edges.parquet")?)?,
+            trees: json::<Summary>(&folders.recover, "summary.json")?.trees,
             density: optional(&folders.recover, "density.parquet")?,
             probes: optional(&folders.probe, "probes.parquet")?,
             splices: optional(&folders.probe, "splice.parquet")?,
-            stats,
+            stats: json(&folders.harvest, "stats.json")?,
             made_from,
         })
     }
@@ -104,4 +105,16 @@ impl Run {
 /// A table that a stage leaves out where it has nothing to say: without a language model there is nothing to probe.
 fn optional<R: Row>(input: &Input, path: &str) -> Result<Vec<R>> {
     if input.has(path) { read_rows(&input.file(path)?) } else { Ok(Vec::new()) }
+}
+
+/// `recover/summary.json`, as far as it is read here.
+#[derive(Deserialize)]
+struct Summary {
+    trees: Vec<TreeSummary>,
+}
+
+fn json<T: DeserializeOwned>(input: &Input, path: &str) -> Result<T> {
+    let path = input.file(path)?;
+    let text = std::fs::read_to_string(&path).with_context(|| format!("{}: cannot read", path.display()))?;
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
 }

@@ -1,7 +1,6 @@
 //! The comparison: every figure that the run's artifacts hold, with its interval and the place it comes from
 //! (`results.json`), the same as tables for a reader (`report.md`), and pictures of training.
 
-mod edges;
 mod figures;
 mod gaps;
 mod inputs;
@@ -11,6 +10,7 @@ mod page;
 mod plots;
 #[cfg(test)]
 mod tests;
+mod trees;
 
 use std::process::ExitCode;
 

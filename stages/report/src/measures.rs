@@ -1,7 +1,7 @@
 //! What each metric is called in the report, which way is better, and how it is written.
 
 use Better::{Higher, Lower, Neither};
-use Format::{Count, Percent, Plain, Tenths};
+use Format::{Count, Percent, Plain, Scientific, Tenths};
 
 use crate::figures::{Figure, Name};
 
@@ -21,6 +21,8 @@ pub(crate) enum Format {
     Tenths,
     Percent,
     Count,
+    /// Two digits and a power of ten.
+    Scientific,
 }
 
 /// A column of a table: one metric at one level.
@@ -74,6 +76,8 @@ pub(crate) fn features() -> Vec<Column> {
         Column::of("f1", "F1", Higher, Plain),
         Column::of("precision", "precision", Higher, Plain),
         Column::of("recall", "recall", Higher, Plain),
+        Column::of("f1_of_features", "F1 of features", Higher, Plain),
+        Column::of("matched_features", "matched", Higher, Plain),
         Column::of("mcc", "MCC", Higher, Plain),
         Column::of("mmcs", "MMCS", Higher, Plain),
         Column::of("uniqueness", "unique", Higher, Plain),
@@ -89,9 +93,37 @@ pub(crate) fn planted_tree() -> Vec<Column> {
         Column::of("edge_recall", "recall", Higher, Plain),
         Column::of("edge_accuracy_matched", "given both matched", Higher, Plain),
         Column::of("match_coverage", "coverage", Higher, Plain),
+        Column::of("edge_ceiling", "ceiling", Neither, Plain),
         Column::of("ancestor_accuracy", "ancestor", Higher, Plain),
-        Column::of("absorption", "absorption", Lower, Plain),
     ]
+}
+
+/// Whether parents keep firing when their children do.
+pub(crate) fn absorption() -> Vec<Column> {
+    vec![
+        Column::of("absorption", "absorption", Lower, Plain),
+        Column::of("absorption_n_edges", "over edges", Neither, Count),
+        Column::of("absorption_miss", "misses", Lower, Plain),
+        Column::of("absorption_miss_n_edges", "over edges", Neither, Count),
+    ]
+}
+
+/// Planted pairs that have nothing to do with each other.
+pub(crate) fn independence() -> Vec<Column> {
+    vec![
+        Column::of("independent_pairs_within_null", "within null", Neither, Percent),
+        Column::of("independent_pairs_n", "pairs", Neither, Count),
+        Column::new(Name::new("independent_pairs_mi_bits", "all"), "MI, bits", Neither, Scientific),
+        Column::new(Name::new("independent_pairs_null_bits", "all"), "null, bits", Neither, Scientific),
+    ]
+}
+
+/// Edge F1 of other trees over the same latents; [`planted_tree`] has that of the SAE's first tree.
+pub(crate) fn other_planted_trees() -> Vec<Column> {
+    let column = |&(tree, title): &(&str, &str)| {
+        Column::of(&format!("edge_f1_{tree}"), &format!("{title} edge F1"), Neither, Plain)
+    };
+    TREES.iter().map(column).collect()
 }
 
 /// Means over the edges of a tree: (metric, title, better, format, caption).
@@ -118,7 +150,7 @@ pub(crate) const TREE: [(&str, &str, Better, Format, &str); 4] = [
         "Share of the child's uncertainty that its parent removes; 1 means a duplicate rather than a parent.",
     ),
     (
-        "tree_significant_edges",
+        "tree_significant_positive",
         "significant edges",
         Higher,
         Percent,
@@ -145,6 +177,7 @@ impl Format {
             Tenths => format!("{value:.1}"),
             Percent => format!("{:.1} %", 100.0 * value),
             Count => format!("{value:.0}"),
+            Scientific => format!("{value:.1e}"),
         };
         // −0.000 says less than 0.000.
         let is_zero = text.chars().all(|c| !c.is_ascii_digit() || c == '0');
@@ -178,5 +211,6 @@ mod tests {
         check(Tenths, 31.96, "32.0");
         check(Percent, 0.0123, "1.2 %");
         check(Count, 512.0, "512");
+        check(Scientific, 0.00012, "1.2e−4");
     }
 }

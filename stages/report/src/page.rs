@@ -192,8 +192,8 @@ impl Page<'_> {
         self.line(
             "Means over parent-child edges, chosen on one half of the held-out documents and measured on the other. *Own* is \
              the tree that the SAE was trained with; *post-hoc* applies the same rule to any SAE afterwards. The others are \
-             controls: a random parent of equal firing rate, the parent nearest in decoder cosine, and the tree with its \
-             parents permuted. Intervals count the edges of one parent as one observation.",
+             controls, for the children of the first of these that an SAE has: a random parent of equal firing rate, the \
+             parent nearest in decoder cosine, and the tree with its parents permuted.",
         );
         for (metric, title, better, format, caption) in TREE {
             let column = |&(tree, title): &(&str, &str)| {
@@ -205,31 +205,49 @@ impl Page<'_> {
             self.line(format!("**{title}.** {caption}"));
             self.by_threshold(&columns);
         }
-        self.line("**Edges** that stand behind these means.");
+        self.line("**Edges** that stand behind these means: those whose two ends fire often enough to be measured.");
         let count = |&(tree, title): &(&str, &str)| {
-            Column::new(Name::new("tree_n_edges", "all").tree(tree), title, Better::Neither, Format::Count)
+            Column::new(Name::new("tree_n_measured", "all").tree(tree), title, Better::Neither, Format::Count)
         };
         self.by_threshold(&TREES.iter().map(count).collect::<Vec<_>>());
     }
 
     fn planted(&mut self) {
-        let (features, tree) = (measures::features(), measures::planted_tree());
+        let (features, tree, absorption) = (measures::features(), measures::planted_tree(), measures::absorption());
         if self.has_any(&features) {
             self.line("## Planted features");
             self.line(
-                "F1, precision and recall of latents as detectors of the planted features they are matched with; MCC is the \
-                 mean cosine after one-to-one matching of decoder rows, MMCS the mean best cosine of each feature; *unique* \
-                 is the share of latents whose best feature no other latent shares.",
+                "F1, precision and recall of latents as detectors of the planted feature nearest to each, dead latents \
+                 included; *F1 of features* is the same over features and their matched latents, *matched* the share of \
+                 features that have one. MCC is the mean cosine after one-to-one matching of decoder rows, MMCS the mean \
+                 best cosine of each feature; *unique* is the share of latents whose best feature no other latent shares.",
             );
             self.by_threshold(&features);
         }
         if self.has_any(&tree) {
             self.line("## The planted tree");
             self.line(
-                "Edges found against edges planted, after matching; an edge with an unmatched end is missed. Absorption is how \
-                 much more often a parent's latent stays silent when a child fires than when its feature fires alone.",
+                "Edges found against edges planted, after matching; an edge with an unmatched end is missed. They are those of \
+                 the SAE's own tree, or of the post-hoc one where it has none. *Coverage* is the share of found edges with \
+                 both ends matched, *ceiling* the best recall that the matching leaves possible, *ancestor* the share of \
+                 parents that stand for any ancestor.",
             );
             self.by_threshold(&tree);
+            self.line("Edge F1 of the other trees over the same latents:");
+            self.by_threshold(&measures::other_planted_trees());
+        }
+        if self.has_any(&absorption) {
+            self.line("## Absorption and independence");
+            self.line(
+                "Absorption is how much more often a parent's latent stays silent when a child fires than when its feature \
+                 fires alone; *misses* is the first of these rates by itself.",
+            );
+            self.by_threshold(&absorption);
+            self.line(
+                "Pairs of planted features that fire independently should look so: about 97.5 % of them within the null of \
+                 their own circular shifts.",
+            );
+            self.by_threshold(&measures::independence());
         }
     }
 
@@ -246,11 +264,15 @@ impl Page<'_> {
 
     /// Metrics of `recovery.parquet` that have no table of their own.
     fn others(&mut self) {
-        let known: BTreeSet<Name> = [measures::reconstruction(), measures::features(), measures::planted_tree()]
-            .concat()
-            .into_iter()
-            .map(|column| column.name)
-            .collect();
+        let known = [
+            measures::reconstruction(),
+            measures::features(),
+            measures::planted_tree(),
+            measures::other_planted_trees(),
+            measures::absorption(),
+            measures::independence(),
+        ];
+        let known: BTreeSet<Name> = known.concat().into_iter().map(|column| column.name).collect();
         let is_other = |figure: &&Figure| figure.source.artifact == "recover/recovery.parquet";
         let mut names: Vec<Name> = Vec::new();
         for name in self.figures.all.iter().filter(is_other).map(Figure::name) {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use artifact::config::{Arch, Pipeline, Sae, Source, Synthetic};
-use artifact::tables::{CurveRow, DensityBin, Edge, Metric, ProbeScore, SpliceScore};
+use artifact::tables::{CurveRow, DensityBin, Metric, ProbeScore, SpliceScore};
 use serde_json::json;
 
 use crate::inputs::{Run, TrainedSae};
+use crate::trees::TreeSummary;
 use crate::{figures, gaps, page, plots};
 
 const MODES: [(&str, &str, &str); 6] = [
@@ -32,34 +33,15 @@ fn metric((sae, view, threshold): (&str, &str, &str), metric: &str, level: &str,
     }
 }
 
-fn edge((sae, view, threshold): (&str, &str, &str), tree: &str, parent: u32, p_parent_given_child: f64) -> Edge {
-    Edge {
-        sae: sae.into(),
-        seed: 0,
-        view: view.into(),
-        threshold: threshold.into(),
-        tree: tree.into(),
-        parent,
-        child: 9,
-        n11: 80,
-        n_parent: 200,
-        n_child: 100,
-        n: 10_000,
-        mi_bits: 0.03,
-        mi_ci_low: 0.02,
-        mi_ci_high: 0.04,
-        mi_over_h_child: 0.4,
-        mi_over_nested: 0.7,
-        p_parent_given_child,
-        p_child_given_parent: 0.4,
-        log_odds: 5.0,
-        decoder_cosine: 0.1,
-        mi_null_bits: 1e-5,
-        mi_null_high_bits: 4e-5,
-        p_value: 1e-9,
-        q_value: 1e-8,
-        mi_magnitude_bits: None,
-    }
+fn tree((sae, view, threshold): (&str, &str, &str), tree: &str) -> TreeSummary {
+    let mean = |value: f64| json!({"value": value, "ci_low": value - 0.1, "ci_high": value + 0.1});
+    let summary = json!({
+        "sae": sae, "seed": 0, "view": view, "threshold": threshold, "tree": tree, "base": tree,
+        "n_edges": 12, "n_measured": 10,
+        "p_parent_given_child": mean(0.7), "mi_over_nested": mean(0.6), "mi_over_h_child": mean(0.4),
+        "significant_positive": {"value": 0.9},
+    });
+    serde_json::from_value(summary).unwrap()
 }
 
 fn density((sae, view, threshold): (&str, &str, &str)) -> [DensityBin; 2] {
@@ -114,7 +96,6 @@ fn run() -> Run {
     let mut pipeline = Pipeline { source, ..Pipeline::default() };
     pipeline.train.saes = saes.iter().map(|sae| sae.config.clone()).collect();
     let mut metrics = Vec::new();
-    let mut edges = Vec::new();
     for (i, mode) in MODES.into_iter().enumerate() {
         let l0 = if mode.0 == "vanilla" && mode.2 == "native" { 35.2 } else { 32.0 };
         metrics.push(metric(mode, "ev", "all", 0.9 - 0.01 * i as f64));
@@ -122,14 +103,12 @@ fn run() -> Run {
         metrics.push(metric(mode, "f1", "all", 0.5 + 0.05 * i as f64));
         metrics.push(metric(mode, "edge_f1", "all", 0.4));
         metrics.push(metric(mode, "n_unheard_of", "coarse", 3.0));
-        edges.push(edge(mode, "posthoc", 1, 0.6));
-        edges.push(edge(mode, "posthoc", 2, 0.8));
     }
     Run {
         pipeline,
         saes: saes.into(),
         metrics,
-        edges,
+        trees: MODES.into_iter().map(|mode| tree(mode, "posthoc")).collect(),
         density: MODES.into_iter().flat_map(density).collect(),
         probes: Vec::new(),
         splices: Vec::new(),
@@ -232,7 +211,7 @@ fn what_is_missing_is_derived_from_the_tables() {
 fn a_mode_without_rows_is_told() {
     let mut run = run();
     run.metrics.retain(|row| row.view != "gated");
-    run.edges.retain(|row| row.view != "gated");
+    run.trees.clear();
     assert!(gaps_of(&run).iter().any(|gap| gap.starts_with("hiersae read gated with its prior threshold")));
 }
 
@@ -252,14 +231,11 @@ fn metrics_without_a_table_of_their_own_are_still_shown() {
 }
 
 #[test]
-fn a_tree_is_averaged_over_its_edges() {
-    let run = run();
-    let figures = figures::collect(&run).unwrap();
-    let of_tree = |figure: &&figures::Figure| figure.metric == "tree_p_parent_given_child";
-    let figure = figures.all.iter().find(of_tree).unwrap();
-    assert!((figure.value - 0.7).abs() <= 1e-12);
-    assert_eq!(figure.source.column, "avg(p_parent_given_child)");
-    assert!(figure.source.filter.ends_with("tree = 'posthoc'"));
+fn trees_stand_beside_each_other() {
+    let mut run = run();
+    run.trees.extend(MODES.into_iter().skip(2).map(|mode| tree(mode, "own")));
+    let page = page_of(&run);
+    assert!(page.contains("| own ↑") && page.contains("0.700 [0.600, 0.800]"), "{page}");
 }
 
 #[test]
