@@ -48,7 +48,7 @@ impl<'a> Intervention<'a> {
         };
         [
             of("clean", None),
-            of("zero", Some(Box::new(|x: &[f32]| Ok(vec![0.0; x.len()])) as Replace)),
+            of("zero", Some(Box::new(|x: &[f32]| Ok(vec![0.0_f32; x.len()])) as Replace)),
             of("mean", Some(Box::new(|x: &[f32]| Ok(mean.iter().copied().cycle().take(x.len()).collect())))),
         ]
     }
@@ -85,18 +85,18 @@ impl Contexts {
         heldout.sort_by_key(|context| std::cmp::Reverse(context.token_ids.len().min(length - 1)));
         heldout.truncate(n);
 
-        let mut names: Vec<(&str, &str)> = heldout.iter().map(|c| (c.source.as_str(), c.name.as_str())).collect();
-        names.sort();
-        names.dedup();
+        let mut doc_ids: Vec<u32> = heldout.iter().map(|context| context.doc_id).collect();
+        doc_ids.sort();
+        doc_ids.dedup();
         let mut tokens = vec![separator; heldout.len() * length];
         let (mut n_real, mut document) = (Vec::new(), Vec::new());
         for (row, context) in tokens.chunks_exact_mut(length).zip(&heldout) {
             let n = context.token_ids.len().min(length - 1);
             row[1..=n].copy_from_slice(&context.token_ids[..n]);
             n_real.push(1 + n);
-            document.push(names.partition_point(|&name| name < (context.source.as_str(), context.name.as_str())));
+            document.push(doc_ids.partition_point(|&doc_id| doc_id < context.doc_id));
         }
-        Ok(Self { length, tokens, n_real, document, n_documents: names.len() })
+        Ok(Self { length, tokens, n_real, document, n_documents: doc_ids.len() })
     }
 
     pub(crate) fn n_contexts(&self) -> usize {
@@ -192,7 +192,7 @@ fn add_batch(
         let targets: Vec<&Target> = targets.iter().filter(|t| (start..start + n_rows).contains(&t.row)).collect();
         let logits = |hidden: &Tensor<2>| -> Result<Vec<f32>> {
             let logits = model.unembed(hidden.clone().narrow(0, start, n_rows)).try_into_data()?;
-            logits.into_vec::<f32>().map_err(|error| anyhow!("logits that are not f32: {error:?}"))
+            logits.try_into_vec::<f32>().map_err(|error| anyhow!("logits that are not f32: {error:?}"))
         };
         if targets.is_empty() {
             continue;
@@ -278,14 +278,16 @@ fn summarise(interventions: &[Intervention], losses: &[Vec<Loss>], resamples: &R
 mod tests {
     use super::*;
 
-    fn context(doc_id: u32, split: &str, name: &str, n: u32) -> Context {
+    /// Its tokens count up from 100 · `number`.
+    fn context(number: u32, split: &str, doc_id: u32, n: u32) -> Context {
         Context {
             doc_id,
             split: split.into(),
-            source: "s".into(),
-            name: name.into(),
+            first_row: 0,
+            source: String::new(),
+            name: String::new(),
             text: String::new(),
-            token_ids: (1..=n).map(|i| 100 * doc_id + i).collect(),
+            token_ids: (1..=n).map(|i| 100 * number + i).collect(),
             token_starts: vec![0; n as usize],
         }
     }
@@ -293,11 +295,11 @@ mod tests {
     #[test]
     fn full_heldout_contexts_come_first_and_are_padded_behind() {
         let contexts = [
-            context(1, "train", "a", 9),
-            context(2, "heldout", "b", 2),
-            context(3, "heldout", "c", 9),
-            context(4, "heldout", "c", 4),
-            context(5, "heldout", "d", 1),
+            context(1, "train", 7, 9),
+            context(2, "heldout", 8, 2),
+            context(3, "heldout", 9, 9),
+            context(4, "heldout", 9, 4),
+            context(5, "heldout", 10, 1),
         ];
         let chosen = Contexts::choose(&contexts, 10, 6, 0, &mut stream(0, "test", 0, 0)).unwrap();
         assert_eq!(
