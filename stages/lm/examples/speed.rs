@@ -25,7 +25,10 @@ fn main() -> Result<()> {
     println!("open: {:.2} s, {:.2} s of CPU", start.elapsed().as_secs_f64(), cpu_s() - cpu);
 
     let text = "The state of the union is measured in words, and every word is a choice between 12 others. ";
-    let ids = model.tokenizer().encode(&text.repeat(n_contexts * context / 15 + 1))?.ids;
+    let text = text.repeat(n_contexts * context / 15 + 1);
+    let cpu = cpu_s();
+    let ids = model.tokenizer().encode(&text)?.ids;
+    println!("tokenizer: {:.0} tokens/s of CPU time", ids.len() as f64 / (cpu_s() - cpu));
     let mut tokens = Vec::new();
     for piece in ids.chunks_exact(context - 1).take(n_contexts) {
         tokens.push(model.tokenizer().separator());

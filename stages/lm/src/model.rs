@@ -54,6 +54,11 @@ impl Paused {
         &self.at.value
     }
 
+    /// Tokens in a context.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
     /// The hook it stopped at.
     pub fn hook(&self) -> Hook {
         self.hook

@@ -12,34 +12,34 @@ pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
 }
 
 /// Root-mean-square norm of each row: y = x / √(mean x² + ε) · gain.
-/// Shapes: x [T, d], gain [d] → out [T, d].
+/// Shapes: x [T, d], gain [d] → [T, d].
 /// Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
-pub(crate) fn rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
+pub(crate) fn rms_norm(x: &[f32], gain: &[f32], eps: f32) -> Vec<f32> {
     let d = gain.len();
+    let mut out = Vec::with_capacity(x.len());
     vectorised(
         #[inline(always)]
         || {
-            for (x, out) in x.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
+            for x in x.chunks_exact(d) {
                 let scale = 1.0 / (sum_of_squares(x) / d as f32 + eps).sqrt();
-                for ((out, &x), &gain) in out.iter_mut().zip(x).zip(gain) {
-                    *out = x * scale * gain;
-                }
+                out.extend(x.iter().zip(gain).map(|(&x, &gain)| x * scale * gain));
             }
         },
     );
+    out
 }
 
-/// The gated activation of the feed-forward part: out = silu(gate) · up, silu(g) = g / (1 + e⁻ᵍ).
-/// Shapes: gate_up [T, 2·d_ffn], each row gate then up → out [T, d_ffn].
+/// The gated activation of the feed-forward part, in the place of the gate: silu(gate) · up, silu(g) = g / (1 + e⁻ᵍ).
+/// Shapes: gate_up [T, 2·d_ffn], each row gate then up; the result is the first half of each row.
 /// Source: Shazeer 2020, "GLU Variants Improve Transformer", equation 6.
-pub(crate) fn swiglu(gate_up: &[f32], d_ffn: usize, out: &mut [f32]) {
+pub(crate) fn swiglu(gate_up: &mut [f32], d_ffn: usize) {
     vectorised(
         #[inline(always)]
         || {
-            for (gate_up, out) in gate_up.chunks_exact(2 * d_ffn).zip(out.chunks_exact_mut(d_ffn)) {
-                let (gate, up) = gate_up.split_at(d_ffn);
-                for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = gate / (1.0 + exp(-gate)) * up;
+            for gate_up in gate_up.chunks_exact_mut(2 * d_ffn) {
+                let (gate, up) = gate_up.split_at_mut(d_ffn);
+                for (gate, &up) in gate.iter_mut().zip(&*up) {
+                    *gate = *gate / (1.0 + exp(-*gate)) * up;
                 }
             }
         },
@@ -217,8 +217,7 @@ mod tests {
     fn norm_of_a_width_that_fills_no_register() {
         let x: Vec<f32> = (0..21).map(|i| i as f32 - 7.5).collect();
         let gain: Vec<f32> = (0..21).map(|i| 1.0 + i as f32).collect();
-        let mut out = vec![0.0; 21];
-        rms_norm(&x, &gain, 1e-5, &mut out);
+        let out = rms_norm(&x, &gain, 1e-5);
         let mean_square = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / 21.0;
         for i in 0..21 {
             let expected = f64::from(x[i]) / (mean_square + 1e-5).sqrt() * f64::from(gain[i]);

@@ -1,7 +1,7 @@
 //! A dense layer without bias, on slices.
 
-/// y = x W. Every row of the product is computed alone and by one thread, so it has the same bits
-/// whatever rows stand beside it.
+/// y = x W, on one thread. Where d_out is above 256, a row of the product has the same bits whatever rows stand
+/// beside it (the `gemm` crate takes other paths for very small products).
 #[derive(Debug)]
 pub(crate) struct Linear {
     /// [d_in, d_out].
@@ -21,20 +21,25 @@ impl Linear {
         self.d_out
     }
 
-    /// Shapes: x [T, d_in] → [T, d_out].
-    pub(crate) fn apply(&self, x: &[f32]) -> Vec<f32> {
-        let n_rows = x.len() / self.d_in;
-        let mut out = Vec::with_capacity(n_rows * self.d_out);
-        let (d_in, d_out) = (self.d_in, self.d_out);
-        let x = Matrix { values: x, row_stride: d_in, column_stride: 1 };
+    /// Puts the rows of x W behind those in `out`. The rows of x start `x_stride` apart; what follows a row's first
+    /// d_in values is passed over.
+    /// Shapes: x [T, x_stride] → [T, d_out].
+    pub(crate) fn append(&self, x: &[f32], x_stride: usize, out: &mut Vec<f32>) {
+        let (d_in, d_out, n_rows) = (self.d_in, self.d_out, x.len() / x_stride);
+        // `gemm` takes another path for a single row, with other rounding: a row of zeros keeps it company.
+        let pair = if n_rows == 1 { [&x[..d_in], &vec![0.0; d_in]].concat() } else { Vec::new() };
+        let (x, x_stride, n_computed) = if n_rows == 1 { (&pair[..], d_in, 2) } else { (x, x_stride, n_rows) };
+
+        let x = Matrix { values: x, row_stride: x_stride, column_stride: 1 };
         let weight = Matrix { values: &self.weight, row_stride: d_out, column_stride: 1 };
-        // SAFETY: the sizes below are those of the buffers, and with `beta` 0 the product is written and never read,
-        // so the buffer needs no zeros: they would cost a pass over memory for each product.
+        out.reserve(n_computed * d_out);
+        let start = out.len();
+        // SAFETY: room for the product was reserved, and the product is written without being read first. Setting the
+        // buffer to zero before would cost a pass over memory for each product.
         unsafe {
-            multiply(n_rows, d_out, d_in, x, weight, out.as_mut_ptr(), d_out);
-            out.set_len(n_rows * d_out);
+            multiply(n_computed, d_out, d_in, x, weight, out.as_mut_ptr().add(start), d_out);
+            out.set_len(start + n_rows * d_out);
         }
-        out
     }
 }
 
@@ -111,4 +116,45 @@ fn transposed(rows: &[f32], width: usize) -> Vec<f32> {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of no particular pattern in [-1, 1).
+    fn numbers(n: usize) -> Vec<f32> {
+        (0..n as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_among_any_number_of_others() {
+        for (d_in, d_out) in [(576, 960), (576, 576), (1536, 576), (576, 3072), (64, 264)] {
+            let linear = Linear::new(&numbers(d_in * d_out), d_in);
+            let x = numbers(512 * d_in);
+            let mut all = Vec::new();
+            linear.append(&x, d_in, &mut all);
+            for n_rows in [1, 2, 3, 7, 16, 17, 33, 64, 65, 100, 128, 129, 511] {
+                let mut some = Vec::new();
+                linear.append(&x[d_in..][..n_rows * d_in], d_in, &mut some);
+                assert!(some == all[d_out..][..n_rows * d_out], "{n_rows} rows of {d_in} → {d_out}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_is_the_naive_one_and_passes_over_what_follows_a_row() {
+        let (d_in, d_out, stride) = (37, 21, 50);
+        let (weight, x) = (numbers(d_in * d_out), numbers(3 * stride));
+        let mut out = vec![7.0];
+        Linear::new(&weight, d_in).append(&x, stride, &mut out);
+        assert_eq!((out.len(), out[0]), (1 + 3 * d_out, 7.0));
+        for row in 0..3 {
+            for column in 0..d_out {
+                let terms = (0..d_in).map(|i| f64::from(x[row * stride + i]) * f64::from(weight[column * d_in + i]));
+                let found = f64::from(out[1 + row * d_out + column]);
+                assert!((found - terms.sum::<f64>()).abs() <= 1e-5, "row {row}, column {column}: {found}");
+            }
+        }
+    }
 }

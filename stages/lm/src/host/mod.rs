@@ -81,13 +81,11 @@ impl Blocks for HostPass<'_> {
         let mut qkv = Vec::with_capacity(x.len() / config.d_model * block.qkv.d_out());
         for rows in x.chunks(ROWS_PER_PIECE * config.d_model) {
             let normed = self.norm(rows, &block.attn_norm);
-            qkv.extend(block.qkv.apply(&normed)); // [T, (n_heads + 2 n_kv_heads) d_head]
+            block.qkv.append(&normed, config.d_model, &mut qkv); // [T, (n_heads + 2 n_kv_heads) d_head]
         }
         let heads = attention::attend(&mut qkv, config, self.rope, self.context); // [T, n_heads d_head]
         let mut out = Vec::with_capacity(x.len());
-        for rows in heads.chunks(ROWS_PER_PIECE * config.n_heads * config.d_head) {
-            out.extend(block.attn_out.apply(rows)); // [T, d_model]
-        }
+        block.attn_out.append(&heads, config.n_heads * config.d_head, &mut out); // [T, d_model]
         out
     }
 
@@ -96,10 +94,10 @@ impl Blocks for HostPass<'_> {
         let mut out = Vec::with_capacity(x.len());
         for rows in x.chunks(ROWS_PER_PIECE * config.d_model) {
             let normed = self.norm(rows, &block.ffn_norm);
-            let gate_up = block.gate_up.apply(&normed); // [T, 2 d_ffn]
-            let mut gated = vec![0.0; gate_up.len() / 2]; // [T, d_ffn]
-            kernels::swiglu(&gate_up, config.d_ffn, &mut gated);
-            out.extend(block.down.apply(&gated)); // [T, d_model]
+            let mut gate_up = Vec::new();
+            block.gate_up.append(&normed, config.d_model, &mut gate_up); // [T, 2 d_ffn]
+            kernels::swiglu(&mut gate_up, config.d_ffn);
+            block.down.append(&gate_up, 2 * config.d_ffn, &mut out); // [T, d_model]
         }
         out
     }
@@ -116,8 +114,6 @@ impl Blocks for HostPass<'_> {
 
 impl HostPass<'_> {
     fn norm(&self, x: &[f32], gain: &[f32]) -> Vec<f32> {
-        let mut out = vec![0.0; x.len()];
-        kernels::rms_norm(x, gain, self.weights.config.rms_eps, &mut out);
-        out
+        kernels::rms_norm(x, gain, self.weights.config.rms_eps)
     }
 }

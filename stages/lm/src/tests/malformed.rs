@@ -28,7 +28,7 @@ fn flipped_bytes_end_in_a_model_or_an_error() {
     let file = TempFile::new(&bytes);
     let mut random = Random(11);
     let (mut n_models, mut n_errors) = (0, 0);
-    for _ in 0..3000 {
+    for _ in 0..1500 {
         let mut damaged = bytes.clone();
         for _ in 0..=(random.next() * 3.0) as usize {
             // The first 8,000 bytes are all of the header, where every byte has a meaning.
