@@ -7,6 +7,7 @@ use artifact::tables::{Metric, ProbeScore, SpliceScore};
 use serde::Serialize;
 
 use crate::inputs::Run;
+use crate::measures::TREES;
 use crate::trees;
 
 /// An SAE read in one way: with or without its gate, with one or the other threshold.
@@ -108,6 +109,18 @@ impl Figures {
         thresholds.sort();
         thresholds.dedup();
         thresholds
+    }
+}
+
+impl Name {
+    /// Whether it counts what was found; a count is no estimate and has no interval.
+    pub(crate) fn is_count(&self) -> bool {
+        self.metric.split('_').any(|word| word == "n")
+    }
+
+    /// Whether it repeats, for another tree, what is told of the SAE's first one.
+    pub(crate) fn is_of_other_tree(&self) -> bool {
+        TREES.iter().any(|(tree, _)| self.metric.ends_with(&format!("_{tree}")))
     }
 }
 

@@ -6,7 +6,7 @@ use artifact::config::{Arch, Sae, Source};
 
 use crate::figures::{Figures, Mode, Name};
 use crate::inputs::Run;
-use crate::measures::TREES;
+use crate::measures::{Format, TREES};
 
 /// An L0 this far from the wanted one, relative to it, makes a comparison unfair.
 pub(crate) const L0_TOLERANCE: f64 = 0.05;
@@ -62,12 +62,12 @@ pub(crate) fn l0_miss(run: &Run, figures: &Figures, mode: &Mode) -> Option<f64> 
 fn unmatched_l0(run: &Run, figures: &Figures) -> Vec<String> {
     let sentence = |mode: &Mode| {
         let miss = l0_miss(run, figures, mode)?;
-        let (l0, wanted) = (figures.value(mode, "l0", "all")?, run.sae(&mode.sae)?.config.k);
+        let (l0, wanted) = (Format::Tenths.write(figures.value(mode, "l0", "all")?), run.sae(&mode.sae)?.config.k);
         let Mode { sae, view, threshold, .. } = mode;
         Some(format!(
-            "{sae} ({view}, {threshold}) at the wanted budget: its L0 is {l0:.1} instead of {wanted} ({:+.0} %), so it \
+            "{sae} ({view}, {threshold}) at the wanted budget: its L0 is {l0} instead of {wanted} ({} %), so it \
              is marked † and competes for no best value",
-            100.0 * miss
+            format!("{:+.0}", 100.0 * miss).replace('-', "−")
         ))
     };
     figures.modes.iter().filter_map(sentence).collect()
@@ -138,14 +138,12 @@ fn missing_trees(run: &Run, figures: &Figures) -> Vec<String> {
 }
 
 fn missing_intervals(figures: &Figures) -> Option<String> {
-    let mut without: BTreeMap<&str, usize> = BTreeMap::new();
-    for figure in figures.all.iter().filter(|figure| figure.ci_low.is_none() || figure.ci_high.is_none()) {
-        // Counts of what was found are no estimates.
-        if !figure.metric.contains("n_") {
-            *without.entry(&figure.metric).or_default() += 1;
-        }
-    }
-    let names: Vec<_> = without.into_keys().map(|metric| format!("`{metric}`")).collect();
+    let without = figures.all.iter().filter(|figure| figure.ci_low.is_none() || figure.ci_high.is_none());
+    let names: BTreeSet<String> = without
+        .filter(|figure| !figure.name().is_count() && !figure.name().is_of_other_tree())
+        .map(|figure| format!("`{}`", figure.metric))
+        .collect();
+    let names: Vec<_> = names.into_iter().collect();
     (!names.is_empty())
         .then(|| format!("intervals of {}: the artifacts hold none for some or all of them", names.join(", ")))
 }

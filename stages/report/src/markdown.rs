@@ -74,7 +74,8 @@ fn best_of(figures: &Figures, modes: &[Mode], column: &Column, unfair: &dyn Fn(&
         Better::Lower => values.iter().copied().reduce(f64::min),
         Better::Neither => None,
     };
-    extreme.filter(|_| values.len() > 1)
+    // Where all are equal, nobody is best.
+    extreme.filter(|_| values.iter().any(|value| Some(value) != values.first()))
 }
 
 /// `hiersae, gated`; flat is what an SAE without a tree is, and need not be said of it.

@@ -17,7 +17,7 @@ pub(crate) enum Better {
 pub(crate) enum Format {
     /// Three decimals.
     Plain,
-    /// One decimal.
+    /// One decimal, two below ten.
     Tenths,
     Percent,
     Count,
@@ -70,6 +70,19 @@ pub(crate) fn reconstruction() -> Vec<Column> {
     ]
 }
 
+/// What the first level does by itself, and where dead latents are.
+pub(crate) fn levels() -> Vec<Column> {
+    let level = |metric: &str, level: &str, title: &str, better, format| {
+        Column::new(Name::new(metric, level), title, better, format)
+    };
+    vec![
+        level("ev", "coarse", "EV of coarse alone", Higher, Plain),
+        level("fvu", "coarse", "FVU of coarse alone", Lower, Plain),
+        level("dead", "coarse", "dead, coarse", Lower, Percent),
+        level("dead", "fine", "dead, fine", Lower, Percent),
+    ]
+}
+
 /// Latents against planted features.
 pub(crate) fn features() -> Vec<Column> {
     vec![
@@ -95,6 +108,7 @@ pub(crate) fn planted_tree() -> Vec<Column> {
         Column::of("match_coverage", "coverage", Higher, Plain),
         Column::of("edge_ceiling", "ceiling", Neither, Plain),
         Column::of("ancestor_accuracy", "ancestor", Higher, Plain),
+        Column::of("n_predicted_edges", "edges", Neither, Count),
     ]
 }
 
@@ -170,10 +184,17 @@ pub(crate) const TREES: [(&str, &str); 5] = [
     ("permuted", "permuted"),
 ];
 
+/// Three decimals and always a sign.
+pub(crate) fn difference(value: f64) -> String {
+    format!("{value:+.3}").replace('-', "−")
+}
+
 impl Format {
     pub(crate) fn write(self, value: f64) -> String {
         let text = match self {
             Plain => format!("{value:.3}"),
+            // A budget of a few latents needs its hundredths.
+            Tenths if value.abs() < 10.0 => format!("{value:.2}"),
             Tenths => format!("{value:.1}"),
             Percent => format!("{:.1} %", 100.0 * value),
             Count => format!("{value:.0}"),
@@ -209,6 +230,7 @@ mod tests {
         check(Plain, -0.0001, "0.000");
         check(Plain, -0.25, "−0.250");
         check(Tenths, 31.96, "32.0");
+        check(Tenths, 1.54, "1.54");
         check(Percent, 0.0123, "1.2 %");
         check(Count, 512.0, "512");
         check(Scientific, 0.00012, "1.2e−4");

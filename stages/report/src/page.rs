@@ -78,6 +78,10 @@ impl Page<'_> {
              (untouched); KL is how far its predictions move, in nats per token.",
         );
         self.by_threshold(&measures::reconstruction());
+        if self.has_any(&measures::levels()) {
+            self.line("Of the SAEs with two levels:");
+            self.by_threshold(&measures::levels());
+        }
         let verdicts = self.against_vanilla();
         if !verdicts.is_empty() {
             self.line(verdicts.join("\n"));
@@ -100,12 +104,12 @@ impl Page<'_> {
                 let (Some(ours), Some(theirs)) = (ev(mode), ev(vanilla)) else { continue };
                 let unmatched = [mode, vanilla].iter().any(|mode| self.is_unfair(mode));
                 verdicts.push(format!(
-                    "- {} ({}, {}) against {}: EV {:+.3}{}",
+                    "- {} ({}, {}) against {}: EV {}{}",
                     mode.sae,
                     mode.view,
                     mode.threshold,
                     vanilla.sae,
-                    ours - theirs,
+                    measures::difference(ours - theirs),
                     if unmatched { ", but their L0 differ" } else { "" }
                 ));
             }
@@ -266,6 +270,7 @@ impl Page<'_> {
     fn others(&mut self) {
         let known = [
             measures::reconstruction(),
+            measures::levels(),
             measures::features(),
             measures::planted_tree(),
             measures::other_planted_trees(),
@@ -276,7 +281,7 @@ impl Page<'_> {
         let is_other = |figure: &&Figure| figure.source.artifact == "recover/recovery.parquet";
         let mut names: Vec<Name> = Vec::new();
         for name in self.figures.all.iter().filter(is_other).map(Figure::name) {
-            if !known.contains(&name) && !names.contains(&name) {
+            if !known.contains(&name) && !names.contains(&name) && !name.is_of_other_tree() {
                 names.push(name);
             }
         }
@@ -286,7 +291,7 @@ impl Page<'_> {
         self.line("## Other measures");
         let column = |name: &Name| {
             let level = if name.level == "all" { String::new() } else { format!(", {}", name.level) };
-            let format = if name.metric.contains("n_") { Format::Count } else { Format::Plain };
+            let format = if name.is_count() { Format::Count } else { Format::Plain };
             let title = format!("{}{level}", name.metric.replace('_', " "));
             Column::new(name.clone(), &title, Better::Neither, format)
         };

@@ -69,11 +69,19 @@ fn ev_l0(run: &Run, figures: &Figures) -> Result<Option<Plot>> {
             .x_label_area_size(40)
             .y_label_area_size(60)
             .build_cartesian_2d(l0.0..l0.1, ev.0..ev.1)?;
-        chart.configure_mesh().x_desc("L0, active latents per token").y_desc("EV").light_line_style(WHITE).draw()?;
+        chart
+            .configure_mesh()
+            .x_desc("L0, active latents per token")
+            .y_desc("EV")
+            .light_line_style(WHITE)
+            .bold_line_style(BLACK.mix(0.1))
+            .draw()?;
         for point in &points {
             let colour = colour_of(run, &point.mode.sae);
-            let size = if point.mode.view == "gated" { 7 } else { 4 };
-            let style = if point.mode.threshold == "native" { colour.filled() } else { colour.stroke_width(2) };
+            let is_native = point.mode.threshold == "native";
+            // Wide enough to be seen around a filled point in the same place.
+            let size = if point.mode.view == "gated" { 7 } else { 4 } + if is_native { 0 } else { 2 };
+            let style = if is_native { colour.filled() } else { colour.stroke_width(2) };
             let interval = vec![(point.l0, point.interval.0), (point.l0, point.interval.1)];
             chart.draw_series([PathElement::new(interval, colour.mix(0.5))])?;
             chart
@@ -96,7 +104,7 @@ fn density(run: &Run) -> Result<Option<Plot>> {
     };
     let lines: Vec<_> =
         run.saes.iter().map(|sae| (&sae.config.name, bins(sae))).filter(|(_, l)| !l.is_empty()).collect();
-    let points = lines.iter().flat_map(|(_, line)| line.iter());
+    let points = lines.iter().flat_map(|(_, line)| line.iter().filter(|(_, n_latents)| *n_latents > 0.0));
     let (Some(rates), Some(counts)) = (range(points.clone().map(|(x, _)| *x)), range(points.map(|(_, y)| *y))) else {
         return Ok(None);
     };
@@ -109,11 +117,16 @@ fn density(run: &Run) -> Result<Option<Plot>> {
             .y_label_area_size(60)
             .build_cartesian_2d(rates.0..rates.1, 0.0..counts.1)?;
         let mut mesh = chart.configure_mesh();
-        mesh.x_desc("log10 of the firing rate").y_desc("latents").light_line_style(WHITE).draw()?;
+        mesh.x_desc("log10 of the firing rate")
+            .y_desc("latents")
+            .light_line_style(WHITE)
+            .bold_line_style(BLACK.mix(0.1))
+            .draw()?;
         for (name, line) in &lines {
             let style = colour_of(run, name).stroke_width(2);
+            let shown = line.iter().copied().filter(|(x, _)| (rates.0..=rates.1).contains(x));
             chart
-                .draw_series(LineSeries::new(line.iter().copied(), style))?
+                .draw_series(LineSeries::new(shown, style))?
                 .label(name.as_str())
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
         }
@@ -179,7 +192,9 @@ fn lines_over_tokens(path: &str, title: &str, y: &str, lines: Vec<Line>) -> Resu
             .x_desc("tokens")
             .y_desc(y)
             .light_line_style(WHITE)
+            .bold_line_style(BLACK.mix(0.1))
             .x_label_formatter(&tokens_in_words)
+            .y_label_formatter(&short)
             .draw()?;
         for (name, colour, points) in &lines {
             let style = colour.stroke_width(2);
@@ -226,6 +241,13 @@ fn range(values: impl Iterator<Item = f64> + Clone) -> Option<(f64, f64)> {
     let high = values.reduce(f64::max)?;
     let margin = ((high - low) * 0.08).max(1e-3 * high.abs().max(1e-6));
     Some((low - margin, high + margin))
+}
+
+/// At most four significant digits: a logarithmic axis computes its marks, and 0.3 comes out as 0.30000000000000004.
+fn short(value: &f64) -> String {
+    let digits = (3 - value.abs().log10().floor() as i32).clamp(0, 9) as usize;
+    let text = format!("{value:.digits$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').into() } else { text }
 }
 
 fn tokens_in_words(tokens: &f64) -> String {

@@ -235,7 +235,10 @@ fn trees_stand_beside_each_other() {
     let mut run = run();
     run.trees.extend(MODES.into_iter().skip(2).map(|mode| tree(mode, "own")));
     let page = page_of(&run);
-    assert!(page.contains("| own ↑") && page.contains("0.700 [0.600, 0.800]"), "{page}");
+    assert!(
+        page.contains("| own ↑") && page.contains("P(parent | child)") && page.contains("0.700 [0.600, 0.800]"),
+        "{page}"
+    );
 }
 
 #[test]

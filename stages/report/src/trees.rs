@@ -51,8 +51,8 @@ impl TreeSummary {
         let Some(value) = mean.value else { return Ok(None) };
         let mode =
             Mode { sae: self.sae.clone(), seed: self.seed, view: self.view.clone(), threshold: self.threshold.clone() };
-        let filter = format!("{} and tree = '{}'", mode.filter(), self.tree);
-        let source = Source { artifact: "recover/summary.json, trees".into(), column, filter };
+        let filter = format!("trees: {} and tree = '{}'", mode.filter(), self.tree);
+        let source = Source { artifact: "recover/summary.json".into(), column, filter };
         Ok(Some(Figure {
             metric: format!("tree_{name}"),
             level: "all".into(),
