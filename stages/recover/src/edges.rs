@@ -14,20 +14,19 @@ use crate::tree::Tree;
 
 /// The half of the documents that measures, with its resamples and shifts: made once for all SAEs.
 pub(crate) struct Ground {
-    pub(crate) documents: Documents,
-    pub(crate) resamples: Resamples,
-    pub(crate) shifts: Shifts,
+    resamples: Resamples,
+    shifts: Shifts,
     of_rows: Vec<u32>,
     /// Rows in each resample.
     n: Vec<u64>,
 }
 
 impl Ground {
-    pub(crate) fn new(documents: Documents, seed: u64, n_bootstrap: usize, n_shifts: usize) -> Self {
+    pub(crate) fn new(documents: &Documents, seed: u64, n_bootstrap: usize, n_shifts: usize) -> Self {
         let resamples = Resamples::draw(seed, "recover/bootstrap-edges", documents.n_docs(), n_bootstrap);
-        let shifts = Shifts::draw(seed, &documents, n_shifts);
+        let shifts = Shifts::draw(seed, documents, n_shifts);
         let n = resamples.counts((0..documents.n_docs()).map(|doc| (doc, documents.rows(doc).len() as u64)));
-        Self { of_rows: documents.of_rows(), documents, resamples, shifts, n }
+        Self { of_rows: documents.of_rows(), resamples, shifts, n }
     }
 }
 
@@ -165,9 +164,12 @@ mod tests {
     use super::*;
     use crate::planted::{self, Dense};
 
+    fn documents(n_rows: usize) -> Documents {
+        Documents::new(&planted::doc_ids(n_rows, 20)).unwrap()
+    }
+
     fn ground(n_rows: usize, n_bootstrap: usize, n_shifts: usize) -> Ground {
-        let documents = Documents::new(&planted::doc_ids(n_rows, 20)).unwrap();
-        Ground::new(documents, 0, n_bootstrap, n_shifts)
+        Ground::new(&documents(n_rows), 0, n_bootstrap, n_shifts)
     }
 
     fn measure(ground: &Ground, gates: &Dense, edges: &[(u32, u32)]) -> Vec<Measured> {
@@ -258,8 +260,9 @@ mod tests {
         let edge = &measure(&ground, &gates, &[(1, 0)])[0];
         for resample in 0..5 {
             let mut pair = PairCounts::default();
-            for doc in 0..ground.documents.n_docs() {
-                for row in ground.documents.rows(doc) {
+            let documents = documents(200);
+            for doc in 0..documents.n_docs() {
+                for row in documents.rows(doc) {
                     let weight = u64::from(ground.resamples.weights(doc)[resample]);
                     let (parent, child) = (gates[row][0] > 0.0, gates[row][1] > 0.0);
                     pair.n += weight;

@@ -59,7 +59,7 @@ impl<'a> Setting<'a> {
             resamples: Resamples::draw(seed, "recover/bootstrap", documents.n_docs(), config.n_bootstrap),
             choosing_rows,
             measuring_rows,
-            measuring: Ground::new(measuring, seed, config.n_bootstrap, config.n_shifts),
+            measuring: Ground::new(&measuring, seed, config.n_bootstrap, config.n_shifts),
             truth: truth.map(|truth| (truth, independence::ground(documents, seed, config.n_shifts))),
         })
     }

@@ -1,6 +1,7 @@
 //! Planted independent pairs: features with neither parent nor child. Their latents' mutual information must lie within
 //! the null, or the null is wrong.
 
+use crate::documents::Documents;
 use crate::edges::{Ground, Measuring};
 use crate::matching::Matching;
 use crate::measure::{Measure, mean, share};
@@ -10,7 +11,7 @@ use crate::truth::Truth;
 const MAX_PAIRS: usize = 2000;
 
 /// Shifts for the null of these pairs: enough for a 97.5 % quantile.
-pub(crate) const MIN_SHIFTS: usize = 200;
+const MIN_SHIFTS: usize = 200;
 
 /// The share of pairs whose mutual information does not exceed the 97.5 % quantile of their own circular shifts (of all
 /// pairs of matched lone features that fire; .975 is what the null itself gives), and the means of both.
@@ -33,14 +34,13 @@ pub(crate) fn of_lone_pairs(measuring: &Measuring, truth: &Truth, matching: &Mat
 }
 
 /// All held-out documents, with shifts enough and no more resamples than needed.
-pub(crate) fn ground(documents: &crate::documents::Documents, seed: u64, n_shifts: usize) -> Ground {
-    Ground::new(documents.clone(), seed, 2, n_shifts.max(MIN_SHIFTS))
+pub(crate) fn ground(documents: &Documents, seed: u64, n_shifts: usize) -> Ground {
+    Ground::new(documents, seed, 2, n_shifts.max(MIN_SHIFTS))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::documents::Documents;
     use crate::planted;
     use crate::truth::tests::forest_truth;
 

@@ -196,7 +196,7 @@ mod tests {
         for _ in 0..n_samples {
             let mut pair = PairCounts { n, ..PairCounts::default() };
             for _ in 0..n {
-                let (parent, child) = (rng.next_u32() % 4 == 0, rng.next_u32() % 5 == 0);
+                let (parent, child) = (rng.next_u32().is_multiple_of(4), rng.next_u32().is_multiple_of(5));
                 pair.n_parent += u64::from(parent);
                 pair.n_child += u64::from(child);
                 pair.n11 += u64::from(parent && child);

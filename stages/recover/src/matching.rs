@@ -102,7 +102,7 @@ mod tests {
         let mut rng = artifact::random::stream(0, "recover/test/assign", 0, 0);
         for _ in 0..50 {
             let mut weights: Vec<f64> = (0..36).map(|_| uniform(&mut rng)).collect();
-            if rng.next_u32() % 2 == 0 {
+            if rng.next_u32().is_multiple_of(2) {
                 // Ties.
                 weights.iter_mut().for_each(|weight| *weight = (*weight * 3.0).floor());
             }

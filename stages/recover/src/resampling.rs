@@ -27,10 +27,6 @@ impl Resamples {
         Self { n_resamples, weights }
     }
 
-    pub(crate) fn n_resamples(&self) -> usize {
-        self.n_resamples
-    }
-
     /// [n_resamples]: how often each resample holds this document.
     pub(crate) fn weights(&self, doc: usize) -> &[u16] {
         &self.weights[doc * self.n_resamples..(doc + 1) * self.n_resamples]

@@ -3,9 +3,11 @@
 use std::fs::File;
 
 use artifact::config::{ActivationDtype, Recover, Sae};
+use artifact::tables::Edge;
 use artifact::tables::activations::PartWriter;
 use hsae::{Mode, Rule, Rules, Threshold, TrainedSae, View};
 
+use crate::documents::Documents;
 use crate::evaluate::{Setting, Tables};
 use crate::heldout::Heldout;
 use crate::planted;
@@ -14,6 +16,9 @@ use crate::truth::tests::forest_truth;
 
 const FLAT: Mode = Mode { view: View::Flat, threshold: Threshold::Native };
 const N_PARENTS: usize = 6;
+/// A latent without parent or child.
+const LONE: usize = 29;
+const DOC_LENGTH: usize = 25;
 
 /// The perfect SAE of the planted forest: its own tree is the planted one, its coarse latents are the parents.
 fn perfect_sae(truth: &Truth) -> TrainedSae {
@@ -43,15 +48,19 @@ fn heldout(folder: &tempfile::TempDir, gates: &planted::Dense) -> Heldout {
     let path = folder.path().join("part-00000.parquet");
     let (n, d) = (gates.len(), gates[0].len());
     let mut writer = PartWriter::new(File::create(&path).unwrap(), d, ActivationDtype::F32).unwrap();
-    writer.write(&planted::doc_ids(n, 25), &vec![1; n], &vec![0; n], &gates.concat()).unwrap();
+    writer.write(&planted::doc_ids(n, DOC_LENGTH), &vec![1; n], &vec![0; n], &gates.concat()).unwrap();
     writer.finish().unwrap();
     Heldout::of_parts(vec![path]).unwrap()
 }
 
 fn tables(n_threads: usize, mode: Mode) -> (Tables, planted::Dense) {
     let (truth, gates) = forest_truth(6000, 11);
+    (tables_of(truth, &gates, n_threads, mode), gates)
+}
+
+fn tables_of(truth: Truth, gates: &planted::Dense, n_threads: usize, mode: Mode) -> Tables {
     let folder = tempfile::tempdir().unwrap();
-    let heldout = heldout(&folder, &gates);
+    let heldout = heldout(&folder, gates);
     let sae = perfect_sae(&truth);
     let config = Recover { n_bootstrap: 20, n_shifts: 10, ..Recover::default() };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
@@ -60,7 +69,7 @@ fn tables(n_threads: usize, mode: Mode) -> (Tables, planted::Dense) {
         let setting = Setting::new(&config, 0, &heldout, Some(truth)).unwrap();
         tables.add(&setting, &sae, mode).unwrap();
     });
-    (tables, gates)
+    tables
 }
 
 fn value(tables: &Tables, metric: &str, level: &str) -> f64 {
@@ -124,6 +133,30 @@ fn reconstruction_agrees_with_a_naive_version() {
     assert_eq!([n_latents("all"), n_latents("coarse"), n_latents("fine")], [30, 6, 24]);
     let interval = tables.metrics.iter().find(|row| row.metric == "fvu" && row.level == "coarse").unwrap();
     assert!(interval.ci_low.unwrap() < interval.value && interval.value < interval.ci_high.unwrap());
+}
+
+/// On the measuring half every child fires only without its parent: the edges that the choosing half gives must then
+/// measure as exclusions.
+#[test]
+fn edges_are_chosen_on_one_half_and_measured_on_the_other() {
+    let (truth, mut gates) = forest_truth(6000, 12);
+    let documents = Documents::new(&planted::doc_ids(6000, DOC_LENGTH)).unwrap();
+    let [_, measuring] = documents.halves(0).unwrap();
+    let rows: Vec<usize> = measuring.iter().flat_map(|&doc| documents.rows(doc)).collect();
+    for row in &rows {
+        let row = &mut gates[*row];
+        for child in N_PARENTS..4 * N_PARENTS {
+            let parent = (child - N_PARENTS) / 3;
+            row[child] = if row[parent] > 0.0 { 0.0 } else { row[LONE] };
+        }
+    }
+    let tables = tables_of(truth, &gates, 2, FLAT);
+    let posthoc: Vec<&Edge> = tables.edges.iter().filter(|edge| edge.tree == "posthoc").collect();
+    assert_eq!(posthoc.len(), 18);
+    for edge in posthoc {
+        assert_eq!((edge.n, edge.n11, edge.p_parent_given_child), (rows.len() as u64, 0, 0.0));
+        assert!(edge.n_child > 20 && edge.log_odds < 0.0, "{edge:?}");
+    }
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn ancestors(truth: &Truth, feature: usize) -> BTreeSet<usize> {
 /// Rows in which a feature is on and none of its children is.
 fn rows_alone(truth: &Truth, feature: usize) -> Vec<u32> {
     let is_child = |other: &u32| truth.parent[*other as usize] == Some(feature);
-    let is_alone = |row: &u32| !truth.firing.row(*row as usize).0.iter().any(|other| is_child(other));
+    let is_alone = |row: &u32| !truth.firing.row(*row as usize).0.iter().any(is_child);
     truth.firing.latent(feature).0.iter().copied().filter(is_alone).collect()
 }
 
