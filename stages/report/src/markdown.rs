@@ -45,11 +45,15 @@ pub(crate) fn compare(
     if columns.is_empty() {
         return None;
     }
-    let best: Vec<Option<f64>> = columns.iter().map(|column| best_of(figures, modes, column, unfair)).collect();
+    let best: Vec<Option<String>> = columns.iter().map(|column| best_of(figures, modes, column, unfair)).collect();
+    let none_is_fair = modes.iter().all(unfair);
     let row = |mode: &Mode| {
         let mark = if unfair(mode) { " †" } else { "" };
         let cells = columns.iter().zip(&best).map(|(column, best)| match figures.get(mode, &column.name) {
-            Some(figure) => column.format.write_figure(figure, Some(figure.value) == *best),
+            Some(figure) => {
+                let is_best = Some(column.format.write(figure.value)) == *best && (!unfair(mode) || none_is_fair);
+                column.format.write_figure(figure, is_best)
+            }
             None => "–".into(),
         });
         std::iter::once(format!("{}{mark}", label(mode))).chain(cells).collect()
@@ -61,8 +65,9 @@ pub(crate) fn compare(
     })
 }
 
-/// `None` for a single competitor: it beats nobody.
-fn best_of(figures: &Figures, modes: &[Mode], column: &Column, unfair: &dyn Fn(&Mode) -> bool) -> Option<f64> {
+/// The best value as it is written, so that rows which read the same are marked the same. `None` where all do: a single
+/// competitor beats nobody.
+fn best_of(figures: &Figures, modes: &[Mode], column: &Column, unfair: &dyn Fn(&Mode) -> bool) -> Option<String> {
     let values = |fair_only: bool| -> Vec<f64> {
         let modes = modes.iter().filter(|mode| !fair_only || !unfair(mode));
         modes.filter_map(|mode| figures.get(mode, &column.name)).map(|figure| figure.value).collect()
@@ -74,8 +79,8 @@ fn best_of(figures: &Figures, modes: &[Mode], column: &Column, unfair: &dyn Fn(&
         Better::Lower => values.iter().copied().reduce(f64::min),
         Better::Neither => None,
     };
-    // Where all are equal, nobody is best.
-    extreme.filter(|_| values.iter().any(|value| Some(value) != values.first()))
+    let best = column.format.write(extreme?);
+    values.iter().any(|&value| column.format.write(value) != best).then_some(best)
 }
 
 /// `hiersae, gated`; flat is what an SAE without a tree is, and need not be said of it.
