@@ -8,7 +8,8 @@ use crate::documents::Documents;
 use crate::firing::Firing;
 use crate::information::{self, PairCounts, mi_bits};
 use crate::magnitude::copula_mi_bits;
-use crate::resampling::{Resamples, Shifts, firings_per_doc, interval, quantile, resampled_firings};
+use crate::measure::mean;
+use crate::resampling::{Resamples, Shifts, centred_interval, firings_per_doc, quantile, resampled_firings};
 use crate::significance::{benjamini_hochberg, p_value};
 use crate::tree::Tree;
 
@@ -46,7 +47,9 @@ pub(crate) struct Measured {
     pub(crate) counts: PairCounts,
     pub(crate) mi_bits: f64,
     pub(crate) mi_interval: (f64, f64),
-    /// Mean of the circular shifts, and their 97.5 % quantile.
+    /// In each circular shift.
+    pub(crate) null_mi_bits: Vec<f64>,
+    /// Their mean and their 97.5 % quantile.
     pub(crate) mi_null_bits: f64,
     pub(crate) mi_null_high_bits: f64,
     pub(crate) p_value: f64,
@@ -115,8 +118,9 @@ impl<'a> Measuring<'a> {
         };
         (counts.n_parent > 0 && counts.n_child > 0).then_some(())?;
         let resampled = self.resample(parent, child, &both);
-        let mut null = self.null(counts, rows, by_row);
-        null.sort_by(f64::total_cmp);
+        let null_mi_bits = self.null(counts, rows, by_row);
+        let mut sorted = null_mi_bits.clone();
+        sorted.sort_by(f64::total_cmp);
         let of_parent: Vec<f32> = both.iter().map(|&row| by_row[row as usize]).collect();
         let pairs = rows.iter().zip(magnitudes).filter(|(row, _)| together(**row));
         let of_child: Vec<f32> = pairs.map(|(_, &magnitude)| magnitude).collect();
@@ -125,9 +129,10 @@ impl<'a> Measuring<'a> {
             child,
             counts,
             mi_bits: mi_bits(counts),
-            mi_interval: interval(resampled.mi_bits.clone())?,
-            mi_null_bits: null.iter().sum::<f64>() / null.len() as f64,
-            mi_null_high_bits: quantile(&null, 0.975)?,
+            mi_interval: centred_interval(resampled.mi_bits.clone(), mi_bits(counts))?,
+            mi_null_bits: mean(null_mi_bits.iter().copied())?,
+            mi_null_high_bits: quantile(&sorted, 0.975)?,
+            null_mi_bits,
             p_value: p_value(counts),
             q_value: 1.0,
             mi_magnitude_bits: copula_mi_bits(&of_parent, &of_child),
@@ -207,7 +212,7 @@ mod tests {
             assert_eq!(information::log_odds(counts) < 0.0, what == "absorbed", "{what}");
             assert_eq!(edge.q_value < 0.05, what != "absorbed", "{what}: {}", edge.q_value);
             let (low, high) = edge.mi_interval;
-            assert!(low <= edge.mi_bits + 1e-5 && edge.mi_bits <= high + 1e-5, "{what}: {low} {high}");
+            assert!(low <= edge.mi_bits && edge.mi_bits <= high, "{what}: {low} {high}");
         }
     }
 
@@ -227,8 +232,8 @@ mod tests {
         let edges = measure(&ground, &gates, &independent);
         let n_within = edges.iter().filter(|edge| edge.mi_bits <= edge.mi_null_high_bits).count();
         assert!(n_within >= 7, "{n_within} of 8");
-        let mean = |of: fn(&Measured) -> f64| edges.iter().map(of).sum::<f64>() / 8.0;
-        check(mean(|edge| edge.mi_bits), mean(|edge| edge.mi_null_bits), 3e-4, "null");
+        let mean_of = |of: fn(&Measured) -> f64| mean(edges.iter().map(of)).unwrap();
+        check(mean_of(|edge| edge.mi_bits), mean_of(|edge| edge.mi_null_bits), 3e-4, "null");
     }
 
     #[test]

@@ -17,9 +17,8 @@ pub(crate) struct Heldout {
     kept: Option<Activations>,
     pub(crate) d_model: usize,
     pub(crate) documents: Documents,
-    /// Of each row.
-    pub(crate) doc_ids: Vec<u32>,
-    pub(crate) positions: Vec<u16>,
+    /// Document and position of each row.
+    pub(crate) places: Vec<(u32, u16)>,
     /// Σ‖x − mean‖² over the rows of each document, the mean being that of the whole split.
     pub(crate) variation: Vec<f64>,
 }
@@ -37,8 +36,8 @@ impl Heldout {
     pub(crate) fn of_parts(parts: Vec<PathBuf>) -> Result<Self> {
         let kept = if parts.len() == 1 { Some(Activations::read(&parts)?) } else { None };
         let nothing = Documents::new(&[0])?;
-        let (doc_ids, positions, variation) = Default::default();
-        let mut heldout = Self { parts, kept, d_model: 0, documents: nothing, doc_ids, positions, variation };
+        let (places, variation) = Default::default();
+        let mut heldout = Self { parts, kept, d_model: 0, documents: nothing, places, variation };
         let mut sums: Vec<f64> = Vec::new();
         heldout.for_each_part(|first_row, part| {
             ensure!(first_row == 0 || part.d_model == sums.len(), "the parts differ in the width of their activations");
@@ -49,12 +48,12 @@ impl Heldout {
             })
         })?;
         heldout.d_model = sums.len();
-        let (mut doc_ids, mut positions) = (Vec::new(), Vec::new());
+        let mut places = Vec::new();
         heldout.for_each_part(|_, part| {
-            doc_ids.extend_from_slice(&part.doc_id);
-            positions.extend_from_slice(&part.pos);
+            places.extend(part.doc_id.iter().copied().zip(part.pos.iter().copied()));
             Ok(())
         })?;
+        let doc_ids: Vec<u32> = places.iter().map(|&(doc_id, _)| doc_id).collect();
         heldout.documents = Documents::new(&doc_ids).context("harvest/heldout")?;
         let mean: Vec<f64> = sums.iter().map(|sum| sum / doc_ids.len() as f64).collect();
         let of_rows = heldout.documents.of_rows();
@@ -67,11 +66,7 @@ impl Heldout {
             Ok(())
         })?;
         ensure!(variation.iter().any(|&of_doc| of_doc > 0.0), "harvest/heldout: all rows are equal");
-        Ok(Self { doc_ids, positions, variation, ..heldout })
-    }
-
-    pub(crate) fn n_rows(&self) -> usize {
-        self.doc_ids.len()
+        Ok(Self { places, variation, ..heldout })
     }
 
     /// Gives out all rows in order: the first row's number, and activations [n, d_model].
@@ -132,7 +127,7 @@ mod tests {
         };
         let one = Heldout::of_parts(vec![write("a", 0..n)]).unwrap();
         let three = Heldout::of_parts(vec![write("b", 0..2100), write("c", 2100..2101), write("d", 2101..n)]).unwrap();
-        assert_eq!(one.doc_ids, three.doc_ids);
+        assert_eq!(one.places, three.places);
         assert_eq!(one.variation, three.variation);
         let mut rows = Vec::new();
         three

@@ -114,6 +114,14 @@ pub(crate) fn interval(mut values: Vec<f64>) -> Option<(f64, f64)> {
     Some((quantile(&values, 0.025)?, quantile(&values, 0.975)?))
 }
 
+/// The same for a statistic that resampling shifts, as it does mutual information: a resample's sampling noise adds its
+/// bias a second time. The distribution is moved so that its mean is the estimate.
+pub(crate) fn centred_interval(values: Vec<f64>, estimate: f64) -> Option<(f64, f64)> {
+    let shift = estimate - values.iter().sum::<f64>() / values.len() as f64;
+    let (low, high) = interval(values)?;
+    Some((low + shift, high + shift))
+}
+
 /// Of sorted values, linear between neighbours (numpy's default). None of no values.
 pub(crate) fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let place = share * sorted.len().checked_sub(1)? as f64;
@@ -144,6 +152,15 @@ mod tests {
         // The standard deviation of 0..20 is 5.766, so that of the mean of 400 is 0.288.
         assert!((low - (9.5 - 1.96 * 0.288)).abs() < 0.04, "{low}");
         assert!((high - (9.5 + 1.96 * 0.288)).abs() < 0.04, "{high}");
+    }
+
+    #[test]
+    fn a_centred_interval_lies_about_the_estimate() {
+        let values = vec![3.0, 1.0, 2.0];
+        assert_eq!(interval(values.clone()), Some((1.05, 2.95)));
+        let (low, high) = centred_interval(values, 1.0).unwrap();
+        assert!((low - 0.05).abs() <= 1e-12 && (high - 1.95).abs() <= 1e-12);
+        assert_eq!(centred_interval(Vec::new(), 1.0), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::edges::Measured;
 use crate::information::{self, log_odds};
 use crate::measure::{mean, share};
-use crate::resampling::interval;
+use crate::resampling::{centred_interval, interval};
 
 /// Below this false discovery rate an edge counts as significant.
 const MAX_Q: f64 = 0.05;
@@ -16,7 +16,7 @@ pub(crate) fn notes() -> Value {
         "measured_on": "the half of the held-out documents that had no part in choosing edges",
         "n_edges": "edges of the tree; n_measured of them have a child that fires at least recover.min_firings times on \
                     the choosing half and both ends fire on the measuring half; means are over these",
-        "interval": "95 %, bootstrap over documents",
+        "interval": "95 %, bootstrap over documents; for mutual information the resamples are centred on the estimate",
         "significant": "share with q < 0.05, Benjamini-Hochberg over the measured edges of this tree of this SAE in this \
                         mode; above_null: mutual information above the 97.5 % quantile of circular shifts",
     })
@@ -24,29 +24,22 @@ pub(crate) fn notes() -> Value {
 
 /// A number of edges and means over the measured ones, each `{value, ci_low, ci_high}`; null where there are none.
 pub(crate) fn of_edges(n_edges: usize, edges: &[Measured]) -> Map<String, Value> {
-    let resampled = [
-        (
-            "p_parent_given_child",
-            mean(edges.iter().filter_map(|edge| information::p_parent_given_child(edge.counts))),
-            of_resamples(edges, |edge| &edge.resampled.p_parent_given_child),
-        ),
-        (
-            "p_child_given_parent",
-            mean(edges.iter().filter_map(|edge| information::p_child_given_parent(edge.counts))),
-            of_resamples(edges, |edge| &edge.resampled.p_child_given_parent),
-        ),
-        ("mi_bits", mean(edges.iter().map(|edge| edge.mi_bits)), of_resamples(edges, |edge| &edge.resampled.mi_bits)),
-        (
-            "mi_over_nested",
-            mean(edges.iter().map(|edge| information::mi_over_nested(edge.counts))),
-            of_resamples(edges, |edge| &edge.resampled.mi_over_nested),
-        ),
-        (
-            "mi_over_h_child",
-            mean(edges.iter().map(|edge| information::mi_over_h_child(edge.counts))),
-            of_resamples(edges, |edge| &edge.resampled.mi_over_h_child),
-        ),
+    let p_parent = mean(edges.iter().filter_map(|edge| information::p_parent_given_child(edge.counts)));
+    let p_child = mean(edges.iter().filter_map(|edge| information::p_child_given_parent(edge.counts)));
+    let mut resampled = vec![
+        ("p_parent_given_child", p_parent, interval(of_resamples(edges, |edge| &edge.resampled.p_parent_given_child))),
+        ("p_child_given_parent", p_child, interval(of_resamples(edges, |edge| &edge.resampled.p_child_given_parent))),
     ];
+    let informations: [(&str, fn(&Measured) -> f64, fn(&Measured) -> &Vec<f64>); 3] = [
+        ("mi_bits", |edge| edge.mi_bits, |edge| &edge.resampled.mi_bits),
+        ("mi_over_nested", |edge| information::mi_over_nested(edge.counts), |edge| &edge.resampled.mi_over_nested),
+        ("mi_over_h_child", |edge| information::mi_over_h_child(edge.counts), |edge| &edge.resampled.mi_over_h_child),
+    ];
+    for (name, value, of_edge) in informations {
+        let value = mean(edges.iter().map(value));
+        let interval = value.and_then(|value| centred_interval(of_resamples(edges, of_edge), value));
+        resampled.push((name, value, interval));
+    }
     let share_of = |holds: fn(&Measured) -> bool| share(edges.iter().filter(|edge| holds(edge)).count(), edges.len());
     let plain = [
         ("significant", share_of(|edge| edge.q_value < MAX_Q)),
@@ -68,11 +61,11 @@ pub(crate) fn of_edges(n_edges: usize, edges: &[Measured]) -> Map<String, Value>
     summary
 }
 
-/// Interval of the mean over edges. In each resample, the mean is over the edges that have a value there.
-fn of_resamples(edges: &[Measured], values: fn(&Measured) -> &Vec<f64>) -> Option<(f64, f64)> {
-    let n_resamples = edges.first().map_or(0, |edge| values(edge).len());
-    let of_resample = |i: usize| mean(edges.iter().map(|edge| values(edge)[i]).filter(|value| !value.is_nan()));
-    interval((0..n_resamples).filter_map(of_resample).collect())
+/// The mean over edges in each resample, there over the edges that have a value.
+fn of_resamples(edges: &[Measured], of_edge: fn(&Measured) -> &Vec<f64>) -> Vec<f64> {
+    let n_resamples = edges.first().map_or(0, |edge| of_edge(edge).len());
+    let of_resample = |i: usize| mean(edges.iter().map(|edge| of_edge(edge)[i]).filter(|value| !value.is_nan()));
+    (0..n_resamples).filter_map(of_resample).collect()
 }
 
 #[cfg(test)]
@@ -90,6 +83,7 @@ mod tests {
             counts,
             mi_bits: information::mi_bits(counts),
             mi_interval: (0.0, 1.0),
+            null_mi_bits: vec![0.0, 0.002],
             mi_null_bits: 0.001,
             mi_null_high_bits: 0.002,
             p_value: 0.01,

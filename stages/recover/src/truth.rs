@@ -30,7 +30,7 @@ impl Truth {
         let features: Vec<TrueFeature> = read_rows(&harvest.file("truth.parquet")?)?;
         let rows: Vec<TrueFiring> = read_rows(&harvest.file("firing.parquet")?)?;
         let truth = Self::of_features(&features, heldout.d_model).context("harvest/truth.parquet")?;
-        let firing = firing_of(&rows, features.len(), heldout).context("harvest/firing.parquet")?;
+        let firing = firing_of(&rows, features.len(), &heldout.places).context("harvest/firing.parquet")?;
         Ok(Some(Self { firing, ..truth }))
     }
 
@@ -65,12 +65,12 @@ impl Truth {
     }
 }
 
-fn firing_of(rows: &[TrueFiring], n_features: usize, heldout: &Heldout) -> Result<Firing> {
-    ensure!(rows.len() == heldout.n_rows(), "{} rows, but {} held-out ones", rows.len(), heldout.n_rows());
+/// `places`: document and position of each held-out row.
+fn firing_of(rows: &[TrueFiring], n_features: usize, places: &[(u32, u16)]) -> Result<Firing> {
+    ensure!(rows.len() == places.len(), "{} rows, but {} held-out ones", rows.len(), places.len());
     let mut firing = SparseRows::new(n_features);
     for (i, row) in rows.iter().enumerate() {
-        let expected = (heldout.doc_ids[i], heldout.positions[i]);
-        ensure!((row.doc_id, row.pos) == expected, "row {i} is not the held-out row of that number");
+        ensure!((row.doc_id, row.pos) == places[i], "row {i} is not the held-out row of that number");
         ensure!(row.features.len() == row.magnitudes.len(), "row {i}: features and magnitudes differ in number");
         ensure!(row.features.iter().all(|&feature| (feature as usize) < n_features), "row {i}: an unknown feature");
         let mut active: Vec<(u32, f32)> = row.features.iter().copied().zip(row.magnitudes.iter().copied()).collect();
@@ -224,6 +224,38 @@ pub(crate) mod tests {
         assert_eq!(measures.len(), 9);
         for metric in ["f1", "precision", "recall", "f1_of_features", "mcc", "mmcs", "uniqueness", "shrinkage"] {
             check(&measures, metric, 1.0);
+        }
+    }
+
+    #[test]
+    fn tables_that_do_not_fit_are_refused_by_row() {
+        let row = |doc_id, features: &[u32]| TrueFiring {
+            doc_id,
+            pos: 1,
+            features: features.to_vec(),
+            magnitudes: vec![1.0; features.len()],
+        };
+        let refuse = |rows: &[TrueFiring], places: &[(u32, u16)], expected: &str| {
+            let error = firing_of(rows, 3, places).err().expect("expected an error").to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        refuse(&[row(0, &[1])], &[(0, 1), (1, 1)], "1 rows, but 2");
+        refuse(&[row(0, &[1]), row(2, &[])], &[(0, 1), (1, 1)], "row 1 is not the held-out row");
+        refuse(&[row(0, &[3])], &[(0, 1)], "row 0: an unknown feature");
+        let firing = firing_of(&[row(0, &[2, 0]), row(1, &[])], 3, &[(0, 1), (1, 1)]).unwrap();
+        assert_eq!(firing.row(0).0, [0, 2]);
+        let feature = |feature, parent| TrueFeature {
+            feature,
+            parent,
+            firing_rate: 0.1,
+            mean_magnitude: 1.0,
+            direction: vec![1.0, 0.0],
+        };
+        assert!(Truth::of_features(&[feature(0, None), feature(1, Some(0))], 2).is_ok());
+        for (features, d_model) in
+            [(vec![feature(1, None)], 2), (vec![feature(0, Some(1))], 2), (vec![feature(0, None)], 3)]
+        {
+            assert!(Truth::of_features(&features, d_model).is_err());
         }
     }
 
