@@ -73,9 +73,9 @@ impl Page<'_> {
         self.line("## Reconstruction");
         self.line(
             "EV is the share of the activations' variance that the reconstruction explains (1 − FVU); L0 is the mean number \
-             of active latents per token; *dead* latents never fire. CE recovered is the share of the model's \
-             cross-entropy that survives when the reconstruction replaces the activation, from 0 (replaced by zero) to 1 \
-             (untouched); KL is how far its predictions move, in nats per token.",
+             of active latents per token; *dead* latents never fire. CE recovered says where the model's cross-entropy lands \
+             when the reconstruction replaces the activation, between that of a zero in its place (0) and that of the \
+             activation itself (1); KL is how far the model's predictions move, in nats per token.",
         );
         self.by_threshold(&measures::reconstruction());
         if self.has_any(&measures::levels()) {
