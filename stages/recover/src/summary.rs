@@ -10,6 +10,10 @@ use crate::resampling::{centred_interval, interval};
 /// Below this false discovery rate an edge counts as significant.
 const MAX_Q: f64 = 0.05;
 
+/// Of one edge: an estimate, and what it is in each resample.
+type Estimate = fn(&Measured) -> f64;
+type InResamples = fn(&Measured) -> &Vec<f64>;
+
 /// How `summary.json` is to be read; it opens the file.
 pub(crate) fn notes() -> Value {
     json!({
@@ -30,7 +34,7 @@ pub(crate) fn of_edges(n_edges: usize, edges: &[Measured]) -> Map<String, Value>
         ("p_parent_given_child", p_parent, interval(of_resamples(edges, |edge| &edge.resampled.p_parent_given_child))),
         ("p_child_given_parent", p_child, interval(of_resamples(edges, |edge| &edge.resampled.p_child_given_parent))),
     ];
-    let informations: [(&str, fn(&Measured) -> f64, fn(&Measured) -> &Vec<f64>); 3] = [
+    let informations: [(&str, Estimate, InResamples); 3] = [
         ("mi_bits", |edge| edge.mi_bits, |edge| &edge.resampled.mi_bits),
         ("mi_over_nested", |edge| information::mi_over_nested(edge.counts), |edge| &edge.resampled.mi_over_nested),
         ("mi_over_h_child", |edge| information::mi_over_h_child(edge.counts), |edge| &edge.resampled.mi_over_h_child),
@@ -62,7 +66,7 @@ pub(crate) fn of_edges(n_edges: usize, edges: &[Measured]) -> Map<String, Value>
 }
 
 /// The mean over edges in each resample, there over the edges that have a value.
-fn of_resamples(edges: &[Measured], of_edge: fn(&Measured) -> &Vec<f64>) -> Vec<f64> {
+fn of_resamples(edges: &[Measured], of_edge: InResamples) -> Vec<f64> {
     let n_resamples = edges.first().map_or(0, |edge| of_edge(edge).len());
     let of_resample = |i: usize| mean(edges.iter().map(|edge| of_edge(edge)[i]).filter(|value| !value.is_nan()));
     (0..n_resamples).filter_map(of_resample).collect()
