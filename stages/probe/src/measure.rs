@@ -39,8 +39,9 @@ pub(crate) fn probe(subject: &Subject, task: ProbeTask, split: &Split, probe: &P
     let mut scores = Vec::new();
     let baselines = [("activations", tokens.mean_activations()), ("embeddings", tokens.mean_embeddings(model)?)];
     for (level, features) in baselines {
-        let score = scorer.score("", 0, None, level, None, &halves.dense(&features));
-        log.line(format!("{}: accuracy {:.3} with all {level}", scorer.task, score.score));
+        let (answers, c) = halves.dense(&features);
+        let score = scorer.score("", 0, None, level, None, &answers);
+        log.line(format!("{}: accuracy {:.3} with all {level} (C = {c})", scorer.task, score.score));
         scores.push(score);
     }
     for sae in saes {
