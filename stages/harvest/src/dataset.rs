@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use artifact::config::{ActivationDtype, Harvest};
-use artifact::stage::{OpenOutput, Task};
+use artifact::stage::{Log, OpenOutput, Task};
 use artifact::tables::activations::PartWriter;
 use half::f16;
 use serde_json::{Value, json};
@@ -124,7 +124,7 @@ impl Dataset {
     /// Closes the last parts and writes `stats.json`. `about` is added to it.
     ///
     /// Errors: a split is empty.
-    pub(crate) fn finish(mut self, task: &mut Task, about: Value) -> Result<()> {
+    pub(crate) fn finish(mut self, task: &mut Task, log: &Log, about: Value) -> Result<()> {
         self.train.close(task)?;
         self.heldout.close(task)?;
         for (split, parts) in [(Split::Train, &self.train), (Split::Heldout, &self.heldout)] {
@@ -133,6 +133,13 @@ impl Dataset {
                 "the {} split is empty: the source has too few documents for harvest.heldout_fraction; give it more",
                 split.name()
             );
+        }
+        let n_outliers = self.stats.n_outliers();
+        if n_outliers > 0 {
+            log.line(format!(
+                "{n_outliers} of {} training rows have norms above ten times the median: variance will be mostly theirs",
+                self.train.n_rows
+            ));
         }
         let mut stats = json!({
             "d_model": self.d_model,

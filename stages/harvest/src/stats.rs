@@ -3,16 +3,20 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
+/// A row is an outlier above this many times the median norm.
+const OUTLIER: f32 = 10.0;
+
 /// Running sums, in the order of the rows.
 pub(crate) struct Stats {
     n: u64,
     sum: Vec<f64>,
     sum_of_norms: f64,
+    norms: Vec<f32>,
 }
 
 impl Stats {
     pub(crate) fn new(d_model: usize) -> Self {
-        Self { n: 0, sum: vec![0.0; d_model], sum_of_norms: 0.0 }
+        Self { n: 0, sum: vec![0.0; d_model], sum_of_norms: 0.0, norms: Vec::new() }
     }
 
     /// x: [n, d_model], row-major.
@@ -25,8 +29,18 @@ impl Stats {
                 squares += value * value;
             }
             self.sum_of_norms += squares.sqrt();
+            self.norms.push(squares.sqrt() as f32);
             self.n += 1;
         }
+    }
+
+    /// Rows whose norm is more than ten times the median: attention sinks that slipped in. A few of them can be most of
+    /// the variance, and of every figure that is a share of it.
+    pub(crate) fn n_outliers(&self) -> usize {
+        let mut sorted = self.norms.clone();
+        sorted.sort_unstable_by(f32::total_cmp);
+        let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
+        self.norms.iter().filter(|&&norm| norm > OUTLIER * median).count()
     }
 
     /// `mean` [d_model], `mean_norm` = mean ‖x‖, and `scale`, by which x has a mean norm of √d_model.
@@ -39,7 +53,7 @@ impl Stats {
         ensure!(mean_norm > 0.0, "all activations are zero");
         let mean: Vec<f64> = self.sum.iter().map(|sum| sum / n).collect();
         let scale = (mean.len() as f64).sqrt() / mean_norm;
-        Ok(json!({"mean": mean, "mean_norm": mean_norm, "scale": scale}))
+        Ok(json!({"mean": mean, "mean_norm": mean_norm, "scale": scale, "n_outliers": self.n_outliers()}))
     }
 }
 
@@ -56,6 +70,13 @@ mod tests {
         assert_eq!(stats["mean"], json!([1.0, 2.0 / 3.0]));
         assert_eq!(stats["mean_norm"], json!(3.0));
         assert!((stats["scale"].as_f64().unwrap() * 3.0 - 2f64.sqrt()).abs() <= 1e-15);
+    }
+
+    #[test]
+    fn outliers_are_counted() {
+        let mut stats = Stats::new(1);
+        stats.add(&[1.0, -1.1, 0.9, 1.0, 9.0, -11.0, 1.0]);
+        assert_eq!(stats.n_outliers(), 1);
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(crate) fn harvest(stage: &Stage, config: &Activations) -> Result<()> {
     progress.finish(n_done);
     let dataset = dataset.context("source.activations: the files hold no rows")?;
     task.write("contexts.parquet", |file| write_rows::<tables::Context>(file, &[])).context("contexts.parquet")?;
-    dataset.finish(&mut task, json!({"hook": "activations", "context_length": null}))?;
+    dataset.finish(&mut task, &stage.log, json!({"hook": "activations", "context_length": null}))?;
     task.finish()?;
     Ok(())
 }

@@ -62,7 +62,7 @@ pub(crate) fn harvest(stage: &Stage, config: &Synthetic) -> Result<()> {
     publish_truth(&mut task, &planted, &totals, config.n_train)?;
     task.write("firing.parquet", |file| write_rows(file, &true_firing)).context("firing.parquet")?;
     task.write("contexts.parquet", |file| write_rows::<tables::Context>(file, &[])).context("contexts.parquet")?;
-    dataset.finish(&mut task, json!({"hook": "planted", "context_length": config.rows_per_doc + 1}))?;
+    dataset.finish(&mut task, &stage.log, json!({"hook": "planted", "context_length": config.rows_per_doc + 1}))?;
     task.finish()?;
     Ok(())
 }

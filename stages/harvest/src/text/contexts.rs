@@ -10,13 +10,18 @@ pub(super) struct Piece {
     pub(super) token_starts: Vec<u32>,
 }
 
-/// `starts[i]` is the byte of `text` where token `i` starts. A context holds `context_length` − 1 tokens, as the
+/// `starts[i]` is the byte of `text` where token `i` starts. A context holds at most `context_length` − 1 tokens, as the
 /// separator takes one place.
+///
+/// Where a document is cut, the next context begins with a sentence if it can, else with a word: some tokens become an
+/// attention sink when they follow the separator (in SmolLM2 `.`, `,` and ` to`, with norms a hundred times those of other
+/// rows, enough to be most of the variance of a whole dataset), and they do not begin sentences.
 pub(super) fn cut(text: &str, token_ids: &[u32], starts: &[usize], context_length: usize) -> Vec<Piece> {
     let n_per_context = context_length - 1;
     let mut pieces = Vec::new();
-    for first in (0..token_ids.len()).step_by(n_per_context) {
-        let end = token_ids.len().min(first + n_per_context);
+    let mut first = 0;
+    while first < token_ids.len() {
+        let end = end_of_context(text, starts, first, n_per_context);
         // A token may start inside a character; the text is cut at whole ones.
         let from = if first == 0 { 0 } else { text.floor_char_boundary(starts[first]) };
         let to = starts.get(end).map_or(text.len(), |&start| text.ceil_char_boundary(start));
@@ -25,8 +30,33 @@ pub(super) fn cut(text: &str, token_ids: &[u32], starts: &[usize], context_lengt
             token_ids: token_ids[first..end].to_vec(),
             token_starts: starts[first..end].iter().map(|start| (start - from) as u32).collect(),
         });
+        first = end;
     }
     pieces
+}
+
+/// The token after the last of the context that starts with token `first`. Contexts are at least half full.
+fn end_of_context(text: &str, starts: &[usize], first: usize, n_per_context: usize) -> usize {
+    let full = first + n_per_context;
+    if full >= starts.len() {
+        return starts.len();
+    }
+    let ends = || (first + n_per_context.div_ceil(2)..=full).rev();
+    let at_sentence = ends().find(|&end| starts_sentence(text, starts[end]));
+    at_sentence.or_else(|| ends().find(|&end| starts_word(text, starts[end]))).unwrap_or(full)
+}
+
+/// A word at byte `at` behind the end of another sentence.
+fn starts_sentence(text: &str, at: usize) -> bool {
+    let Some(before) = text.get(..at) else { return false };
+    let before = before.trim_end().trim_end_matches(['"', '\'', ')', '”', '’']);
+    starts_word(text, at) && before.ends_with(['.', '?', '!'])
+}
+
+/// White space and a letter or digit at byte `at`.
+fn starts_word(text: &str, at: usize) -> bool {
+    let Some(rest) = text.get(at..) else { return false };
+    rest.starts_with(char::is_whitespace) && rest.trim_start().starts_with(char::is_alphanumeric)
 }
 
 #[cfg(test)]
@@ -48,6 +78,17 @@ mod tests {
             assert_eq!(pieces.iter().map(|p| p.text.as_str()).collect::<String>(), text);
             assert!(pieces.iter().all(|p| (1..context_length).contains(&p.token_ids.len())));
         }
+    }
+
+    #[test]
+    fn documents_are_cut_before_sentences_or_else_before_words() {
+        let cut_at = |text: &str, context_length: usize| {
+            let (ids, starts) = bytes_of(text);
+            cut(text, &ids, &starts, context_length).into_iter().map(|piece| piece.text).collect::<Vec<_>>()
+        };
+        assert_eq!(cut_at("One is so. Two was, so.", 16), ["One is so.", " Two was, so."]);
+        assert_eq!(cut_at("to be, or not to be", 11), ["to be, or", " not to be"]);
+        assert_eq!(cut_at("abcdefgh", 4), ["abc", "def", "gh"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod forward;
 use anyhow::{Context as _, Result, ensure};
 use artifact::config::{Harvest, ModelSource};
 use artifact::random::stream;
-use artifact::stage::{Input, Progress, Stage, Task};
+use artifact::stage::{Input, Log, Progress, Stage, Task};
 use artifact::tables::{Context, write_rows};
 use lm::{Hook, LanguageModel};
 use rand::seq::SliceRandom;
@@ -17,10 +17,10 @@ use crate::dataset::{Dataset, Rows, Split};
 use contexts::Piece;
 use documents::Documents;
 
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// Tokens that are read before rows are written: enough to sort contexts by length, little enough to hold.
-const TOKENS_AT_A_TIME: usize = 16_384;
+const TOKENS_AT_A_TIME: usize = 32_768;
 
 /// Reads the texts and publishes rows, contexts and statistics.
 pub(crate) fn harvest(stage: &Stage, source: &ModelSource) -> Result<()> {
@@ -75,7 +75,7 @@ pub(crate) fn harvest(stage: &Stage, source: &ModelSource) -> Result<()> {
             stage.log.line(format!("{name}: holds {} tokens, {} were asked for", quota.n_taken, quota.n_wanted));
         }
     }
-    reading.finish(&mut task, json!({"hook": config.hook, "context_length": config.context_length}))?;
+    reading.finish(&mut task, &stage.log, json!({"hook": config.hook, "context_length": config.context_length}))?;
     task.finish()?;
     Ok(())
 }
@@ -199,12 +199,12 @@ impl Reading<'_> {
         self.dataset.n_rows(Split::Train) + self.dataset.n_rows(Split::Heldout)
     }
 
-    fn finish(mut self, task: &mut Task, about: Value) -> Result<()> {
+    fn finish(mut self, task: &mut Task, log: &Log, about: Value) -> Result<()> {
         self.flush(task)?;
         let n_done = self.n_done();
         self.progress.finish(n_done);
         task.write("contexts.parquet", |file| write_rows(file, &self.contexts)).context("contexts.parquet")?;
-        self.dataset.finish(task, about)
+        self.dataset.finish(task, log, about)
     }
 }
 
