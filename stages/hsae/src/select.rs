@@ -75,7 +75,8 @@ pub(crate) fn select_batch(
     let slack = gate.map_or(0.0, |gate| gate.strength);
     let bound = match (budget, scope) {
         (Budget::All, _) => Bound::Above(0.0),
-        (_, Scope::Batch) => Bound::Above(guess - slack),
+        // A gated score lies at or below its pre-activation, so what passes by score passes the bound.
+        (_, Scope::Batch) => Bound::Above(guess),
         // A level's budget may reach below the token's k-th largest, so levels look at everything.
         (Budget::Shared { k, fine, .. }, Scope::Token) if fine >= k => Bound::TopK { k: k.round() as usize, slack },
         (_, Scope::Token) => Bound::Above(0.0),

@@ -317,3 +317,7 @@ fn total_variance(x: &[f32], d_model: usize) -> f64 {
     }
     sum_sq - sum.iter().map(|sum| sum * sum).sum::<f64>() / n_rows
 }
+
+#[cfg(test)]
+#[path = "trainer/tests.rs"]
+mod tests;

@@ -18,8 +18,8 @@ pub struct Input {
 }
 
 impl Input {
-    /// Errors: nothing has been published there.
-    pub(super) fn open(run: &Path, name: &str) -> Result<Self> {
+    /// The folder `name` of a run. Errors: nothing has been published there.
+    pub fn open(run: &Path, name: &str) -> Result<Self> {
         Self::at(run.join(name), name)
     }
 

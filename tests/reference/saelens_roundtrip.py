@@ -1,0 +1,57 @@
+"""Loads every SAE of a run with SAELens and compares its encoding of held-out rows with ours.
+
+    pip install sae-lens pyarrow
+    python tests/reference/saelens_roundtrip.py RUN [N_ROWS]
+
+Ours comes from `cargo run --release -p hsae --example encode`. An activation counts as different when it differs by more
+than 1e-5 of the largest one; entries so close to their threshold that rounding decides (within 1e-5 as well) are counted
+apart.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from sae_lens import SAE
+
+
+def ours(run, name, n_rows, d_sae):
+    command = ["cargo", "run", "--release", "--quiet", "-p", "hsae", "--example", "encode", "--", run, name, str(n_rows)]
+    acts = np.zeros((n_rows, d_sae), np.float32)
+    for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
+        row, latent, value = line.split()
+        acts[int(row), int(latent)] = float(value)
+    return acts
+
+
+def main(run, n_rows=512):
+    part = sorted(pathlib.Path(run, "harvest/heldout").glob("part-*.parquet"))[0]
+    column = pq.read_table(part, columns=["activation"]).column(0).slice(0, n_rows).combine_chunks()
+    x = column.values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(n_rows, -1)
+    worst = 0.0
+    for entry in json.loads(pathlib.Path(run, "train/saes.json").read_text()):
+        sae = SAE.load_from_disk(pathlib.Path(run, entry["folder"]))
+        with torch.no_grad():
+            theirs = sae.encode(torch.from_numpy(x)).numpy()
+            x_hat = sae.decode(torch.from_numpy(theirs)).numpy()
+        mine = ours(run, entry["name"], n_rows, sae.cfg.d_sae)
+        scale = theirs.max()
+        both = (theirs > 0) & (mine > 0)
+        difference = float(np.abs(theirs - mine)[both].max() / scale)
+        flips = int(((theirs > 0) != (mine > 0)).sum())
+        ev = 1 - ((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
+        print(
+            f"{entry['name']:<12} {sae.cfg.architecture():<9} {int(both.sum())} active in both, largest relative"
+            f" difference {difference:.2e}, {flips} active in one only, EV {ev:.4f}"
+        )
+        worst = max(worst, difference, 1.0 if flips > 1e-4 * both.sum() else 0.0)
+    print("worst", worst)
+    return 0 if worst <= 1e-5 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:])))
