@@ -134,11 +134,12 @@ impl Dataset {
                 split.name()
             );
         }
-        let n_outliers = self.stats.n_outliers();
+        let (n_outliers, share) = self.stats.outliers();
         if n_outliers > 0 {
+            let n_train = self.train.n_rows;
+            let share = 100.0 * share;
             log.line(format!(
-                "{n_outliers} of {} training rows have norms above ten times the median: variance will be mostly theirs",
-                self.train.n_rows
+                "{n_outliers} of {n_train} training rows have norms above ten times the median: {share:.2} % of Σ‖x‖²"
             ));
         }
         let mut stats = json!({

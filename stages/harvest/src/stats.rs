@@ -34,13 +34,16 @@ impl Stats {
         }
     }
 
-    /// Rows whose norm is more than ten times the median: attention sinks that slipped in. A few of them can be most of
-    /// the variance, and of every figure that is a share of it.
-    pub(crate) fn n_outliers(&self) -> usize {
+    /// Rows whose norm is more than ten times the median, and their share of Σ‖x‖²: attention sinks that slipped in. A
+    /// few of them can be most of the variance, and so decide every figure that is a share of it.
+    pub(crate) fn outliers(&self) -> (usize, f64) {
         let mut sorted = self.norms.clone();
         sorted.sort_unstable_by(f32::total_cmp);
         let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
-        self.norms.iter().filter(|&&norm| norm > OUTLIER * median).count()
+        let squares = |norms: &mut dyn Iterator<Item = f32>| norms.map(|norm| f64::from(norm).powi(2)).sum::<f64>();
+        let beyond = || self.norms.iter().copied().filter(|&norm| norm > OUTLIER * median);
+        let share = squares(&mut beyond()) / squares(&mut self.norms.iter().copied()).max(f64::MIN_POSITIVE);
+        (beyond().count(), share)
     }
 
     /// `mean` [d_model], `mean_norm` = mean ‖x‖, and `scale`, by which x has a mean norm of √d_model.
@@ -53,7 +56,14 @@ impl Stats {
         ensure!(mean_norm > 0.0, "all activations are zero");
         let mean: Vec<f64> = self.sum.iter().map(|sum| sum / n).collect();
         let scale = (mean.len() as f64).sqrt() / mean_norm;
-        Ok(json!({"mean": mean, "mean_norm": mean_norm, "scale": scale, "n_outliers": self.n_outliers()}))
+        let (n_outliers, outlier_share) = self.outliers();
+        Ok(json!({
+            "mean": mean,
+            "mean_norm": mean_norm,
+            "scale": scale,
+            "n_outliers": n_outliers,
+            "outlier_share": outlier_share,
+        }))
     }
 }
 
@@ -76,7 +86,9 @@ mod tests {
     fn outliers_are_counted() {
         let mut stats = Stats::new(1);
         stats.add(&[1.0, -1.1, 0.9, 1.0, 9.0, -11.0, 1.0]);
-        assert_eq!(stats.n_outliers(), 1);
+        let (n_outliers, share) = stats.outliers();
+        assert_eq!(n_outliers, 1);
+        assert!((share - 121.0 / (121.0 + 81.0 + 1.21 + 0.81 + 3.0)).abs() <= 1e-6, "{share}");
     }
 
     #[test]
