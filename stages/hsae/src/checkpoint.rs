@@ -16,6 +16,9 @@ use crate::weights::Weights;
 
 const FILE_NAME: &str = "state.safetensors";
 
+/// Parent, mutual information, runner-up and its mutual information.
+type SavedEdge = (u32, f64, Option<(u32, f64)>);
+
 /// Writes the state and the curve so far. `key` says what is being trained; the file appears whole or not at all.
 pub fn save(folder: &Path, key: &str, trainer: &Trainer, curve: &[CurveRow]) -> Result<()> {
     let state = &trainer.state;
@@ -116,7 +119,7 @@ fn restore(file: &Tensors, json: &Value, trainer: &mut Trainer) -> Result<()> {
         tree.n11 = file.f32("tree.n11", tree.n11.len())?;
         tree.n1 = file.f32("tree.n1", d_sae)?;
         (tree.n, tree.weight) = (number("n")?, number("weight")?);
-        let edges: Vec<Option<(u32, f64, Option<(u32, f64)>)>> = serde_json::from_value(json["tree"]["edges"].clone())?;
+        let edges: Vec<Option<SavedEdge>> = serde_json::from_value(json["tree"]["edges"].clone())?;
         ensure!(edges.len() == d_sae, "has {} tree entries, expected {d_sae}", edges.len());
         let edge = |(parent, mi_bits, runner_up)| ParentEdge { parent, mi_bits, runner_up };
         tree.edges = edges.into_iter().map(|e| e.map(edge)).collect();

@@ -71,11 +71,11 @@ impl Objective<'_> {
     pub(crate) fn terms(&self, module: &SaeModule, device: &Device) -> (Losses, Tensor<1>) {
         let (errors, sum_acts) = self.reconstruction(module, device);
         let n_inner = self.prefixes.len();
-        let mse = errors.clone().slice([n_inner..n_inner + 1]);
+        let mse = errors.clone().narrow(0, n_inner, 1);
         let mut losses = Losses { mse: scalar(&mse), ..Losses::default() };
         let mut total = mse;
         if n_inner > 0 && self.beta > 0.0 {
-            let inner = errors.slice([0..n_inner]).sum().mul_scalar(self.beta);
+            let inner = errors.narrow(0, 0, n_inner).sum().mul_scalar(self.beta);
             losses.prefixes = scalar(&inner);
             total = total + inner;
         }

@@ -113,9 +113,10 @@ pub(crate) fn gated_scores(candidates: &SparseRows, on: &SparseRows, gate: Gate)
     for t in 0..candidates.n_rows() {
         let (active, _) = on.row(t);
         active.iter().for_each(|&j| is_on[j as usize] = true);
-        for e in candidates.indptr[t]..candidates.indptr[t + 1] {
-            if gate.parent[candidates.idx[e] as usize].is_some_and(|parent| !is_on[parent as usize]) {
-                scores[e] -= gate.strength;
+        let (latents, _) = candidates.row(t);
+        for (score, &j) in scores[candidates.indptr[t]..].iter_mut().zip(latents) {
+            if gate.parent[j as usize].is_some_and(|parent| !is_on[parent as usize]) {
+                *score -= gate.strength;
             }
         }
         active.iter().for_each(|&j| is_on[j as usize] = false);

@@ -180,7 +180,7 @@ impl Trainer {
             && phase.tree_is_open
         {
             tree.observe(&selection.ungated, &selection.ungated.columns());
-            if step % tree.config.update_every == 0 {
+            if step.is_multiple_of(tree.config.update_every) {
                 tree.choose();
             }
         }

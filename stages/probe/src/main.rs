@@ -28,7 +28,7 @@ use serde_json::json;
 use crate::measure::Subject;
 
 /// Raised when the same inputs and configuration come to give other results.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 fn main() -> ExitCode {
     main_of("probe", "Sparse probes of labelled texts, and the model's loss with the SAE spliced in", run)
@@ -82,6 +82,7 @@ fn measure_all(
         hook: stats.hook.parse().context("harvest/stats.json: hook")?,
         context_length: stats.context_length,
         mean: &stats.mean,
+        norm_limit: stats.norm_limit.unwrap_or(f32::INFINITY),
         model: &model,
         saes: &saes,
         seed: stage.pipeline.seed,
@@ -135,6 +136,8 @@ fn sae_inputs(stage: &Stage, train: &Input) -> Result<Vec<Input>> {
 #[derive(Deserialize)]
 struct Stats {
     mean: Vec<f32>,
+    /// Rows beyond this norm were left out of the dataset.
+    norm_limit: Option<f32>,
     hook: String,
     context_length: usize,
 }

@@ -22,6 +22,9 @@ pub(crate) struct Subject<'a> {
     pub(crate) context_length: usize,
     /// Mean activation at the hook, [d_model].
     pub(crate) mean: &'a [f32],
+    /// Tokens beyond this norm are attention sinks, which no SAE was trained on: they are no part of a text's mean, and are
+    /// never replaced.
+    pub(crate) norm_limit: f32,
     pub(crate) saes: &'a [TrainedSae],
     pub(crate) seed: u64,
     pub(crate) log: &'a Log,
@@ -32,7 +35,8 @@ pub(crate) struct Subject<'a> {
 /// Errors: a text cannot be read by the model, or an SAE cannot encode.
 pub(crate) fn probe(subject: &Subject, task: ProbeTask, split: &Split, probe: &Probe) -> Result<Vec<ProbeScore>> {
     let Subject { model, hook, context_length, saes, seed, log, .. } = *subject;
-    let tokens = Tokens::read(model, hook, context_length, &split.texts(), log)?;
+    let mut tokens = Tokens::read(model, hook, context_length, &split.texts(), log)?;
+    tokens.leave_out_sinks(subject.norm_limit);
     let halves = Halves { n_classes: split.n_classes, train: &split.train, test: &split.test };
     let scorer = Scorer::new(task, split, probe.n_bootstrap, seed);
 
@@ -81,10 +85,11 @@ pub(crate) fn splice(
     config: &Splice,
     n_bootstrap: usize,
 ) -> Result<Vec<SpliceScore>> {
-    let Subject { model, hook, context_length, mean, saes, seed, log } = *subject;
+    let Subject { model, hook, context_length, mean, norm_limit, saes, seed, log } = *subject;
     let mut rng = stream(seed, "probe/splice", 0, 0);
     let separator = model.tokenizer().separator();
-    let contexts = Contexts::choose(contexts, config.n_contexts, context_length, separator, &mut rng)?;
+    let mut contexts = Contexts::choose(contexts, config.n_contexts, context_length, separator, &mut rng)?;
+    contexts.norm_limit = norm_limit;
     log.line(format!("splice: {} contexts of {} documents", contexts.n_contexts(), contexts.n_documents()));
     let mut interventions: Vec<Intervention> = Intervention::references(mean).into();
     for sae in saes {

@@ -2,7 +2,7 @@
 //!
 //! Position 0 is never replaced: from some block on, the separator's activation is an outlier of a hundred times the norm
 //! that the model uses as a resting place for attention. No SAE is trained on it, and taking it away costs more than
-//! anything that an SAE could lose. Figures are over the positions from 1 on that have a next token.
+//! anything that an SAE could lose. The same goes for the few tokens beyond `harvest.max_norm_multiple`. Figures are over the positions from 1 on that have a next token.
 
 use anyhow::{Result, anyhow, ensure};
 use artifact::random::stream;
@@ -16,6 +16,7 @@ use rayon::prelude::*;
 
 use crate::bootstrap::Resamples;
 use crate::cross_entropy::{CleanLogits, log_normaliser};
+use crate::texts::norm;
 
 /// Contexts in one forward pass, and rows whose logits are held at a time: 50 MB of them at a vocabulary of 49,152.
 const BATCH_CONTEXTS: usize = 16;
@@ -65,6 +66,8 @@ pub(crate) struct Contexts {
     /// What the bootstrap draws: contexts cut from one document belong together.
     document: Vec<usize>,
     n_documents: usize,
+    /// Positions beyond this norm are never replaced, as position 0 is not.
+    pub(crate) norm_limit: f32,
 }
 
 impl Contexts {
@@ -96,7 +99,7 @@ impl Contexts {
             n_real.push(1 + n);
             document.push(doc_ids.partition_point(|&doc_id| doc_id < context.doc_id));
         }
-        Ok(Self { length, tokens, n_real, document, n_documents: doc_ids.len() })
+        Ok(Self { length, tokens, n_real, document, n_documents: doc_ids.len(), norm_limit: f32::INFINITY })
     }
 
     pub(crate) fn n_contexts(&self) -> usize {
@@ -184,7 +187,7 @@ fn add_batch(
     let mut hidden = Vec::with_capacity(interventions.len());
     for intervention in interventions {
         let replaced = intervention.replace.as_ref().map(|replace| replace(activations)).transpose()?;
-        let replaced = replaced.map(|replaced| keep_first_position(replaced, activations, length, d_model));
+        let replaced = replaced.map(|replaced| keep_sinks(replaced, activations, length, d_model, contexts.norm_limit));
         hidden.push(model.resume(&paused, replaced.as_deref())?); // [n · length, d_model]
     }
     for start in (0..n * length).step_by(LOGIT_ROWS) {
@@ -225,10 +228,13 @@ fn add_batch(
     Ok(())
 }
 
-/// The replacement, but for the first position of each context. Shapes: [n · length, d_model].
-fn keep_first_position(mut replaced: Vec<f32>, activations: &[f32], length: usize, d_model: usize) -> Vec<f32> {
-    for (replaced, own) in replaced.chunks_exact_mut(length * d_model).zip(activations.chunks_exact(length * d_model)) {
-        replaced[..d_model].copy_from_slice(&own[..d_model]);
+/// The replacement, but for the first position of each context and those beyond the norm. Shapes: [n · length, d_model].
+fn keep_sinks(mut replaced: Vec<f32>, activations: &[f32], length: usize, d_model: usize, norm_limit: f32) -> Vec<f32> {
+    let rows = replaced.chunks_exact_mut(d_model).zip(activations.chunks_exact(d_model));
+    for (i, (replaced, own)) in rows.enumerate() {
+        if i % length == 0 || norm(own) > norm_limit {
+            replaced.copy_from_slice(own);
+        }
     }
     replaced
 }
@@ -315,10 +321,10 @@ mod tests {
     }
 
     #[test]
-    fn the_first_position_keeps_its_own_activation() {
+    fn attention_sinks_keep_their_own_activation() {
         let own: Vec<f32> = (0..12).map(|i| i as f32).collect();
-        let kept = keep_first_position(vec![-1.0; 12], &own, 3, 2);
-        assert_eq!(kept, [0.0, 1.0, -1.0, -1.0, -1.0, -1.0, 6.0, 7.0, -1.0, -1.0, -1.0, -1.0]);
+        let kept = keep_sinks(vec![-1.0; 12], &own, 3, 2, 13.0);
+        assert_eq!(kept, [0.0, 1.0, -1.0, -1.0, -1.0, -1.0, 6.0, 7.0, -1.0, -1.0, 10.0, 11.0]);
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(crate) struct Tokens {
     token_ids: Vec<u32>,
     /// [n_rows, d_model]
     activations: Vec<f32>,
+    /// Rows that no mean counts, [n_rows].
+    is_left_out: Vec<bool>,
 }
 
 impl Tokens {
@@ -43,7 +45,9 @@ impl Tokens {
             starts.push(token_ids.len());
         }
         let d_model = model.config().d_model;
-        let mut tokens = Self { d_model, activations: vec![0.0; token_ids.len() * d_model], starts, token_ids };
+        let n_rows = token_ids.len();
+        let activations = vec![0.0; n_rows * d_model];
+        let mut tokens = Self { d_model, activations, starts, token_ids, is_left_out: vec![false; n_rows] };
 
         // Texts of similar length share a batch. Padding stands behind them, where no token of theirs attends to it.
         let mut order: Vec<usize> = (0..texts.len()).collect();
@@ -74,6 +78,12 @@ impl Tokens {
         }
         progress.finish(n_done as u64);
         Ok(tokens)
+    }
+
+    /// Rows beyond the norm count in no mean.
+    pub(crate) fn leave_out_sinks(&mut self, norm_limit: f32) {
+        let rows = self.activations.chunks_exact(self.d_model);
+        self.is_left_out = rows.map(|row| norm(row) > norm_limit).collect();
     }
 
     /// Mean activation of each text, [n_texts, d_model].
@@ -111,11 +121,18 @@ impl Tokens {
     fn means(&self, width: usize, add: impl Fn(usize, &mut [f64])) -> Features {
         let mut values = vec![0.0; (self.starts.len() - 1) * width];
         for (mean, ends) in values.chunks_exact_mut(width.max(1)).zip(self.starts.windows(2)) {
-            (ends[0]..ends[1]).for_each(|row| add(row, mean));
-            mean.iter_mut().for_each(|mean| *mean /= (ends[1] - ends[0]) as f64);
+            let rows = (ends[0]..ends[1]).filter(|&row| !self.is_left_out[row]);
+            let n = rows.clone().count().max(1);
+            rows.for_each(|row| add(row, mean));
+            mean.iter_mut().for_each(|mean| *mean /= n as f64);
         }
         Features { n_columns: width, values }
     }
+}
+
+/// L2 norm of a row.
+pub(crate) fn norm(row: &[f32]) -> f32 {
+    row.iter().map(|value| value * value).sum::<f32>().sqrt()
 }
 
 /// Takes the longest texts that still fit together off the end of `order`.
@@ -136,6 +153,7 @@ mod tests {
             starts: vec![0, 1, 4],
             token_ids: vec![5, 6, 7, 8],
             activations: vec![1.0, 2.0, 3.0, 0.0, 0.0, 6.0, 3.0, 0.0],
+            is_left_out: vec![false; 4],
         }
     }
 
@@ -143,6 +161,14 @@ mod tests {
     fn activations_are_averaged_text_by_text() {
         let expected = Features { n_columns: 2, values: vec![1.0, 2.0, 2.0, 2.0] };
         assert_eq!(tokens().mean_activations(), expected);
+    }
+
+    #[test]
+    fn attention_sinks_are_left_out_of_means() {
+        let mut tokens = tokens();
+        tokens.leave_out_sinks(5.0);
+        let expected = Features { n_columns: 2, values: vec![1.0, 2.0, 3.0, 0.0] };
+        assert_eq!(tokens.mean_activations(), expected);
     }
 
     #[test]

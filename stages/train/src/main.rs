@@ -69,7 +69,7 @@ fn train(stage: &Stage, sae: &Sae, mut task: Task, data: &TrainingData) -> Resul
         if row.step % train.log_every == 0 || trainer.is_done() {
             curve.push(row);
         }
-        let is_due = train.checkpoint_every > 0 && trainer.state.step % train.checkpoint_every == 0;
+        let is_due = train.checkpoint_every > 0 && trainer.state.step.is_multiple_of(train.checkpoint_every);
         if is_due && !trainer.is_done() {
             checkpoint::save(&checkpoints, &key, &trainer, &curve)?;
         }

@@ -37,6 +37,9 @@ pub struct Text {
     pub column: String,
     /// Documents are taken in a seeded order until this many tokens are reached.
     pub n_tokens: u64,
+    /// At most about this many tokens of one document, from its start. A text of few, long documents is a small sample of
+    /// documents otherwise, and documents are what intervals are made of.
+    pub max_tokens_per_document: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -92,7 +95,13 @@ impl Default for ModelSource {
 
 impl Default for Text {
     fn default() -> Self {
-        Self { from: TextSource::Wordnet, path: None, column: "text".into(), n_tokens: 150_000 }
+        Self {
+            from: TextSource::Wordnet,
+            path: None,
+            column: "text".into(),
+            n_tokens: 150_000,
+            max_tokens_per_document: None,
+        }
     }
 }
 

@@ -17,6 +17,9 @@ pub struct Harvest {
     pub batch_contexts: usize,
     /// Share of documents kept for evaluation.
     pub heldout_fraction: f64,
+    /// Rows whose norm is more than this many times the median are left out: attention sinks beyond position 0, of which a
+    /// few are most of the variance. `null` keeps them. dictionary_learning's `max_activation_norm_multiple`.
+    pub max_norm_multiple: Option<f64>,
     /// How activations are stored.
     pub dtype: ActivationDtype,
     /// Rows in one Parquet part.
@@ -117,6 +120,7 @@ impl Default for Harvest {
             context_length: 128,
             batch_contexts: 16,
             heldout_fraction: 0.15,
+            max_norm_multiple: Some(10.0),
             dtype: ActivationDtype::F16,
             rows_per_part: 65_536,
         }

@@ -15,6 +15,12 @@ impl Pipeline {
         at_least("harvest.batch_contexts", harvest.batch_contexts, 1)?;
         at_least("harvest.rows_per_part", harvest.rows_per_part, 1)?;
         inside("harvest.heldout_fraction", harvest.heldout_fraction, 0.0, 1.0)?;
+        if let Some(multiple) = harvest.max_norm_multiple {
+            ensure!(
+                multiple > 1.0,
+                "harvest.max_norm_multiple = {multiple} must be above 1, or half of all rows would go"
+            );
+        }
         self.validate_train()?;
         let recover = &self.recover;
         fraction("recover.min_excess", recover.min_excess)?;

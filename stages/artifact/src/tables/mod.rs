@@ -18,8 +18,9 @@ rows! {
     /// `harvest/contexts.parquet`: one row a context, enough to show any activation row in its context. A document that
     /// is longer than a context is cut into several, each starting anew with the separator.
     ///
-    /// The rows of a split are the tokens of its contexts, one after another: token `i` of a context stands at `pos`
-    /// `i + 1`, and its row is number `first_row + i` of the split. Within a split, contexts are in the order of rows.
+    /// The rows of a split are the tokens of its contexts, one after another, in the order of this table: those of a
+    /// context start at row `first_row` of the split and end where the next one's start. A row at `pos` stands for token
+    /// `pos − 1`; a token that was left out for its norm (`harvest.max_norm_multiple`) has no row.
     pub struct Context {
         doc_id: u32,
         /// `train` or `heldout`.

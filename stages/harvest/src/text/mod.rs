@@ -17,9 +17,10 @@ use crate::dataset::{Dataset, Rows, Split};
 use contexts::Piece;
 use documents::Documents;
 
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
-/// Tokens that are read before rows are written: enough to sort contexts by length, little enough to hold.
+/// Tokens that are read before rows are written: enough to sort contexts by length and to know the median norm, little
+/// enough to hold.
 const TOKENS_AT_A_TIME: usize = 32_768;
 
 /// Reads the texts and publishes rows, contexts and statistics.
@@ -39,6 +40,9 @@ pub(crate) fn harvest(stage: &Stage, source: &ModelSource) -> Result<()> {
     let mut reading = Reading {
         batch_tokens: config.batch_contexts * config.context_length,
         dataset: Dataset::new(model.config().d_model, config),
+        max_norm_multiple: config.max_norm_multiple,
+        norm_limit: None,
+        n_left_out: 0,
         model: &model,
         hook,
         contexts: Vec::new(),
@@ -64,6 +68,9 @@ pub(crate) fn harvest(stage: &Stage, source: &ModelSource) -> Result<()> {
             }
             let starts: Vec<usize> = encoding.offsets.iter().map(|&(start, _)| start).collect();
             let mut pieces = contexts::cut(&document.text, &encoding.ids, &starts, config.context_length);
+            if let Some(most) = text.max_tokens_per_document {
+                keep_first(&mut pieces, most);
+            }
             let split = quota.take(&mut pieces);
             for piece in pieces {
                 let (source, name) = (name.clone(), document.name.clone());
@@ -86,9 +93,20 @@ fn key(source: &ModelSource, config: &Harvest) -> Value {
         "hook": config.hook,
         "context_length": config.context_length,
         "heldout_fraction": config.heldout_fraction,
+        "max_norm_multiple": config.max_norm_multiple,
         "dtype": config.dtype,
         "rows_per_part": config.rows_per_part,
     }})
+}
+
+/// Keeps the contexts from the first to the one that reaches `most` tokens.
+fn keep_first(pieces: &mut Vec<Piece>, most: u64) {
+    let mut n_tokens = 0;
+    pieces.retain(|piece| {
+        let is_wanted = n_tokens < most;
+        n_tokens += piece.token_ids.len() as u64;
+        is_wanted
+    });
 }
 
 /// How much of a text is read, and which documents of it are held out.
@@ -143,6 +161,10 @@ struct Reading<'a> {
     /// Tokens in one forward pass.
     batch_tokens: usize,
     dataset: Dataset,
+    max_norm_multiple: Option<f64>,
+    /// Rows beyond this norm are left out. Known once the first tokens have been read.
+    norm_limit: Option<f64>,
+    n_left_out: u64,
     contexts: Vec<Context>,
     /// Contexts whose rows have not been made yet, in document order.
     pending: Vec<(Place, Piece)>,
@@ -167,16 +189,27 @@ impl Reading<'_> {
         let activation = forward::in_batches(&tokens, separator, self.batch_tokens, run)?;
 
         let d_model = self.model.config().d_model;
+        if let (Some(multiple), None) = (self.max_norm_multiple, self.norm_limit) {
+            self.norm_limit = Some(multiple * median(activation.chunks_exact(d_model).map(norm).collect()));
+        }
+        let limit = self.norm_limit.unwrap_or(f64::INFINITY);
         let mut at = 0;
         let (mut train, mut heldout) = (Rows::default(), Rows::default());
         for (place, piece) in pending {
             let rows = if place.split == Split::Train { &mut train } else { &mut heldout };
             let n = piece.token_ids.len();
             let first_row = self.dataset.n_rows(place.split) + rows.doc_id.len() as u64;
-            rows.doc_id.extend(std::iter::repeat_n(place.doc_id, n));
-            rows.pos.extend((1..=n).map(|pos| pos as u16));
-            rows.token_id.extend_from_slice(&piece.token_ids);
-            rows.activation.extend_from_slice(&activation[at * d_model..(at + n) * d_model]);
+            for (i, row) in activation[at * d_model..(at + n) * d_model].chunks_exact(d_model).enumerate() {
+                // A row that is not finite has no norm to compare; it is kept here and named when it is written.
+                if norm(row) > limit && row.iter().all(|value| value.is_finite()) {
+                    self.n_left_out += 1;
+                    continue;
+                }
+                rows.doc_id.push(place.doc_id);
+                rows.pos.push((i + 1) as u16);
+                rows.token_id.push(piece.token_ids[i]);
+                rows.activation.extend_from_slice(row);
+            }
             at += n;
             self.contexts.push(Context {
                 doc_id: place.doc_id,
@@ -199,22 +232,50 @@ impl Reading<'_> {
         self.dataset.n_rows(Split::Train) + self.dataset.n_rows(Split::Heldout)
     }
 
-    fn finish(mut self, task: &mut Task, log: &Log, about: Value) -> Result<()> {
+    fn finish(mut self, task: &mut Task, log: &Log, mut about: Value) -> Result<()> {
         self.flush(task)?;
         let n_done = self.n_done();
         self.progress.finish(n_done);
+        if let Some(limit) = self.norm_limit {
+            log.line(format!("{} rows left out for a norm above {limit:.0}: attention sinks", self.n_left_out));
+        }
+        about["norm_limit"] = json!(self.norm_limit);
+        about["n_left_out"] = json!(self.n_left_out);
         task.write("contexts.parquet", |file| write_rows(file, &self.contexts)).context("contexts.parquet")?;
         self.dataset.finish(task, log, about)
     }
+}
+
+fn norm(row: &[f32]) -> f64 {
+    row.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt()
+}
+
+/// The middle value; 0 where there is none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[test]
+    fn medians_and_norms() {
+        assert_eq!(median(vec![3.0, 1.0, 20_000.0]), 3.0);
+        assert_eq!(norm(&[3.0, 4.0]), 5.0);
+    }
+
     fn pieces(lengths: &[usize]) -> Vec<Piece> {
         let piece = |&n: &usize| Piece { text: String::new(), token_ids: vec![1; n], token_starts: vec![0; n] };
         lengths.iter().map(piece).collect()
+    }
+
+    #[test]
+    fn a_long_document_gives_its_first_contexts() {
+        let mut all = pieces(&[10, 10, 10, 10]);
+        keep_first(&mut all, 11);
+        assert_eq!(all.len(), 2);
     }
 
     #[test]

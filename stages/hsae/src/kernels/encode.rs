@@ -143,7 +143,7 @@ pub(super) fn to_entry_order(columns: &Columns, by_column: &[f32]) -> Vec<f32> {
 pub(super) fn block_offsets(columns: &Columns) -> Vec<usize> {
     let mut offsets: Vec<usize> = columns.colptr.iter().copied().step_by(BLOCK_LATENTS).collect();
     let nnz = columns.colptr[columns.n_cols()];
-    if columns.n_cols() % BLOCK_LATENTS != 0 {
+    if !columns.n_cols().is_multiple_of(BLOCK_LATENTS) {
         offsets.push(nnz);
     }
     offsets

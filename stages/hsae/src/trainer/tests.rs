@@ -67,6 +67,8 @@ fn every_architecture_learns_and_keeps_its_budget() {
         for mode in sae.modes() {
             let l0 = sae.encode(&x, mode).nnz() as f64 / 4096.0;
             let ev = ev(&sae, &x, mode);
+            // The L1 penalty shrinks activations, which costs EV.
+            let least = if arch == Arch::Vanilla { 0.7 } else { 0.8 };
             assert!(ev >= least, "{arch:?} {mode:?}: EV {ev}");
             // A ReLU SAE's own L0 is steered in training and not set after it.
             let tolerance = if arch == Arch::Vanilla && mode.threshold == Threshold::Native { 0.3 } else { 0.05 };
