@@ -45,7 +45,7 @@ $(RUN)/.config: FORCE
 $(STAGES:%=$(BIN)/%): build
 	@:
 build: ## compile all stages
-	@command -v cargo > /dev/null || { echo "make: cargo not found; install Rust 1.95 or newer from https://rustup.rs"; exit 1; }
+	@command -v cargo > /dev/null || { echo "make: cargo not found; install Rust 1.95 or newer (rustup)"; exit 1; }
 	@cargo build --release --locked
 
 again-%: $(BIN)/% ## run one stage even if it is up to date

@@ -10,15 +10,16 @@ use anyhow::{Context, Result, bail};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 use crate::catalogue::Package;
-use crate::tool::pip_setting;
-
-const DEFAULT_INDEX: &str = "https://pypi.org/simple";
+use crate::tool::{pip_default_index, pip_setting};
 
 /// Puts the package's archive into `folder`. The caller verifies its digest.
 ///
 /// Errors: the index cannot be reached, or lists no such file.
 pub(crate) fn download(folder: &Path, package: &Package) -> Result<()> {
-    let index = setting("PIP_INDEX_URL", "index-url").unwrap_or_else(|| DEFAULT_INDEX.into());
+    let index = match setting("PIP_INDEX_URL", "index-url") {
+        Some(index) => index,
+        None => pip_default_index().context("pip names no package index; set pip's index-url")?,
+    };
     let page = format!("{}/{}/", index.trim_end_matches('/'), package.name.to_lowercase());
     let agent = agent()?;
     let accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5";

@@ -64,6 +64,15 @@ pub(crate) fn pip_setting(name: &str) -> Option<String> {
     (output.status.success() && !value.is_empty()).then_some(value)
 }
 
+/// The index that pip falls back to where none is set, as pip itself has it.
+pub(crate) fn pip_default_index() -> Option<String> {
+    let mut python = Command::new("python3");
+    python.args(["-c", "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"]);
+    let output = run(&mut python, "").ok()?;
+    let index = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && index.starts_with("http")).then_some(index)
+}
+
 fn run(command: &mut Command, missing: &'static str) -> Result<Output> {
     let program = command.get_program().to_owned();
     match command.stdin(Stdio::null()).output() {

@@ -87,26 +87,24 @@ fn start(name: &'static str, args: StageArgs) -> Result<Stage> {
     if !args.status {
         log.to_folder(&args.run.join("log"))?;
     }
-    Ok(Stage { name, run: args.run.clone(), pipeline, args, log, device: "cpu" })
+    let device = device(&pipeline, &args)?;
+    Ok(Stage { name, run: args.run.clone(), pipeline, args, log, device })
+}
+
+/// Errors: CUDA is asked for, which this build cannot do.
+fn device(pipeline: &Pipeline, args: &StageArgs) -> Result<&'static str> {
+    match pipeline.device {
+        DeviceChoice::Auto | DeviceChoice::Cpu => Ok("cpu"),
+        DeviceChoice::Cuda => {
+            anyhow::bail!(
+                "{}: device = cuda, but this build runs on the CPU only; set device: cpu",
+                args.config.display()
+            )
+        }
+    }
 }
 
 impl Stage {
-    /// Says where tensors will live; part of every key made afterwards. Errors: CUDA is asked for and this build has
-    /// none.
-    pub fn choose_device(&mut self, has_cuda: bool) -> Result<()> {
-        self.device = match self.pipeline.device {
-            DeviceChoice::Cpu => "cpu",
-            DeviceChoice::Auto if !has_cuda => "cpu",
-            DeviceChoice::Auto => "cuda",
-            DeviceChoice::Cuda if has_cuda => "cuda",
-            DeviceChoice::Cuda => anyhow::bail!(
-                "{}: device = cuda, but no GPU answers or this build has no `cuda` feature; set device: cpu",
-                self.args.config.display()
-            ),
-        };
-        Ok(())
-    }
-
     /// A folder that another task has published.
     pub fn input(&self, folder: &str) -> Result<Input> {
         Input::open(&self.run, folder)
