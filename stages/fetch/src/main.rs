@@ -42,8 +42,10 @@ fn provide(stage: &Stage, wanted: &Wanted) -> Result<Option<Source>> {
 
 /// Writes `RUN/fetch/sources.json`, by which later stages find their sources.
 fn publish_list(stage: &Stage, sources: &[Source]) -> Result<()> {
-    let digests: serde_json::Map<_, _> = sources.iter().map(|s| (s.name.clone(), json!(s.digest))).collect();
-    let Some(mut task) = stage.task_with_seed("fetch", 1, json!({ "sources": digests }), &[], 0)? else {
+    // A local source that has moved is the same data at another place, which later stages have to be told.
+    let found: serde_json::Map<_, _> =
+        sources.iter().map(|s| (s.name.clone(), json!({"digest": s.digest, "path": s.path}))).collect();
+    let Some(mut task) = stage.task_with_seed("fetch", 2, json!({ "sources": found }), &[], 0)? else {
         return Ok(());
     };
     task.write_json(SOURCES, &sources)?;

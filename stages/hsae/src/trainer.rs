@@ -146,7 +146,7 @@ impl Trainer {
         let grad_norm = self.state.adam.update(&mut self.state.weights, grads, &lr_rows, phase.lr as f32);
         self.timing.adam_s += start.elapsed().as_secs_f64();
 
-        self.follow(&acts, selection.lowest);
+        self.follow(&phase, &acts, selection.lowest);
         self.state.step += 1;
         let row = self.curve_row(&phase, &losses, &acts, gate.map_or(0.0, |g| g.strength), grad_norm, fvu_denominator);
         anyhow::ensure!(
@@ -243,11 +243,13 @@ impl Trainer {
     }
 
     /// Updates what later steps need to know of this one.
-    fn follow(&mut self, acts: &Entries, lowest: f32) {
+    fn follow(&mut self, phase: &Phase, acts: &Entries, lowest: f32) {
+        let n_in_use = self.n_in_use(phase);
         let (rows, state) = (&acts.rows, &mut self.state);
         let n_rows = rows.n_rows() as u64;
         for (j, since) in state.tokens_since_fired.iter_mut().enumerate() {
-            *since = if acts.columns.range(j).is_empty() { *since + n_rows } else { 0 };
+            // A latent that may not fire yet is not dying.
+            *since = if j < n_in_use && acts.columns.range(j).is_empty() { *since + n_rows } else { 0 };
         }
         // A little below, since thresholds drift; a guess that is too high costs a second pass.
         state.guess = if lowest.is_finite() { 0.9 * lowest } else { 0.0 };

@@ -14,7 +14,7 @@ use serde_json::json;
 use data::TrainingData;
 
 /// Raised when training computes something else from the same inputs and configuration.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 /// Training rows on which the thresholds at inference are set.
 const N_CALIBRATION_ROWS: usize = 16_384;
 
@@ -29,7 +29,7 @@ fn run(stage: &Stage) -> Result<()> {
         if let Some(task) = start(stage, sae, &harvest)? {
             let data = match &data {
                 Some(data) => data,
-                None => data.insert(TrainingData::load(&harvest, stage.pipeline.seed)?),
+                None => data.insert(TrainingData::load(&harvest)?),
             };
             train(stage, sae, task, data)?;
         }
@@ -63,7 +63,7 @@ fn train(stage: &Stage, sae: &Sae, mut task: Task, data: &TrainingData) -> Resul
     let n_before = trainer.state.step * train.batch_size as u64;
     let mut progress = stage.log.progress(train.n_tokens - n_before, "tokens");
     while !trainer.is_done() {
-        let batch = data.batch(trainer.state.step, train.batch_size);
+        let batch = data.batch(seed, trainer.state.step, train.batch_size);
         let row = trainer.step(batch)?;
         progress.set(row.tokens - n_before, || summary(sae, &row));
         if row.step % train.log_every == 0 || trainer.is_done() {
@@ -80,7 +80,7 @@ fn train(stage: &Stage, sae: &Sae, mut task: Task, data: &TrainingData) -> Resul
         stage.log.event(&summary(sae, row), json!({"sae": sae.name, "parts_s": trainer.timing()}));
     }
 
-    let trained = hsae::finish(&trainer, data.scale, &data.sample(N_CALIBRATION_ROWS));
+    let trained = hsae::finish(&trainer, data.scale, &data.sample(seed, N_CALIBRATION_ROWS));
     export::publish(&mut task, &trained, &trainer, &curve, data.model.as_deref(), data.hook.as_deref())?;
     task.finish()?;
     Ok(())

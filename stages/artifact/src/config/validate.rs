@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, bail, ensure};
 
-use super::{Arch, Pipeline, Sae, Select, Source, Synthetic, TextSource};
+use super::{Arch, ParentSet, Pipeline, Sae, Select, Source, Synthetic, TextSource};
 
 impl Pipeline {
     /// Errors: the first value that makes no sense, as `train.saes[1].k = 0 must be at least 1`.
@@ -124,6 +124,8 @@ impl Sae {
             "{at}.name = `{}` must be letters, digits, `-`, `_` and `.`, since it names a folder",
             self.name
         );
+        let taken = ["checkpoint", "saes.json", "manifest.json"];
+        ensure!(!taken.contains(&self.name.as_str()), "{at}.name = {} is a name that train/ needs itself", self.name);
         ensure!(self.d_sae() >= 1, "{at}.n_fine = 0 leaves no latent");
         at_least(&format!("{at}.k"), self.k, 1)?;
         ensure!(self.k <= self.d_sae(), "{at}.k = {} exceeds n_coarse + n_fine = {}", self.k, self.d_sae());
@@ -153,7 +155,11 @@ impl Sae {
                 self.k - k_coarse,
                 self.n_fine
             );
-            ensure!(self.select() != Select::Relu, "{at}.k_coarse has no meaning when select is relu");
+            ensure!(
+                self.select() == Select::Batchtopk,
+                "{at}.k_coarse goes with select: batchtopk; for {:?} leave it out",
+                self.select()
+            );
         }
         if let Some(l1) = self.l1 {
             not_negative(&format!("{at}.l1"), l1)?;
@@ -170,6 +176,14 @@ impl Sae {
     }
 
     fn validate_hierarchy(&self, at: &str) -> Result<()> {
+        let has_coarse_parents = self.tree().is_some_and(|tree| tree.parents == ParentSet::Coarse);
+        ensure!(self.n_coarse >= 1 || !has_coarse_parents, "{at}.tree.parents = coarse needs n_coarse of at least 1");
+        let has_coarse_phase = self.curriculum().is_some_and(|curriculum| curriculum.fine_full_at > 0.0);
+        ensure!(
+            self.n_coarse >= 1 || !has_coarse_phase,
+            "{at}.n_coarse = 0 leaves nothing to train while the curriculum is coarse; set n_coarse, or \
+             curriculum: {{coarse_until: 0, fine_full_at: 0}}"
+        );
         if let Some(prefixes) = &self.prefixes {
             for (i, &m) in prefixes.fixed.iter().enumerate() {
                 ensure!(

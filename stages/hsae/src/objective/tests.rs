@@ -48,7 +48,7 @@ fn entries(terms: &Terms, weights: &Weights, x: &[f32], t: usize) -> Vec<u32> {
     let pre = |j: usize| kernels::dot(row, &weights.w_enc[j * D_MODEL..(j + 1) * D_MODEL]) + weights.b_enc[j];
     let positive: Vec<u32> = (0..D_SAE).filter(|&j| pre(j) > 0.05).map(|j| j as u32).collect();
     // One latent in one row in four stays below the dense path's share.
-    if terms.dense { positive } else { positive.into_iter().take(if t % 2 == 0 { 1 } else { 0 }).collect() }
+    if terms.dense { positive } else { positive.into_iter().take(usize::from(t.is_multiple_of(2))).collect() }
 }
 
 /// The loss with the entries chosen at `at`, evaluated at `weights`.
@@ -85,7 +85,7 @@ fn check(terms: &Terms) {
     let h = 1e-2f32;
     let mut largest = 0f64;
     for (name, select, grads) in parameters {
-        for i in 0..grads.len() {
+        for (i, &found) in grads.iter().enumerate() {
             let at = |step: f32| {
                 let mut moved = weights.clone();
                 select(&mut moved)[i] += step;
@@ -93,7 +93,7 @@ fn check(terms: &Terms) {
             };
             // Five points: exact for the polynomials here, so that only rounding is left.
             let slope = (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * f64::from(h));
-            let found = f64::from(grads[i]);
+            let found = f64::from(found);
             largest = largest.max(found.abs());
             assert!((found - slope).abs() <= 2e-3 * (1.0 + slope.abs()), "{name}[{i}]: {found} against {slope}");
         }

@@ -78,6 +78,29 @@ fn every_architecture_learns_and_keeps_its_budget() {
 }
 
 #[test]
+fn thresholds_reach_the_wanted_l0_on_the_rows_they_were_set_on() {
+    // 1.5 features are active per row, so that one latent per row is always to be had.
+    for arch in [Arch::Topk, Arch::Batchtopk, Arch::Matryoshka, Arch::Hiersae] {
+        let (_, sae) = trained(&Sae { k: 1, ..config(arch) });
+        for mode in sae.modes() {
+            let acts = sae.encode(&planted(8192, 500), mode);
+            let is_topk = matches!(sae.rule(mode), crate::Rule::TopK(_));
+            // Of 8192 rows; a TopK leaves out rows without a positive pre-activation.
+            let missing = 8192 - acts.nnz() as i64;
+            let most = if is_topk { 8192 / 3 } else { 1 };
+            assert!((0..=most).contains(&missing), "{arch:?} {mode:?}: {missing} of 8192 missing");
+        }
+    }
+}
+
+#[test]
+fn latents_that_are_not_in_use_yet_are_not_dead() {
+    let mut trainer = Trainer::new(&config(Arch::Hiersae), &train(), 7, &[0.0; D_MODEL]);
+    run(&mut trainer, 15);
+    assert!(trainer.state.tokens_since_fired[5..].iter().all(|&tokens| tokens == 0));
+}
+
+#[test]
 fn hiersae_runs_on_every_selection() {
     let x = planted(4096, 600);
     for select in [Select::Relu, Select::Topk, Select::Batchtopk] {
