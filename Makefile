@@ -38,7 +38,7 @@ $(RUN)/%/manifest.json: $(CONFIG) $(RUN)/.config $(BIN)/%
 
 # Fetch always looks, since what it verifies may lie outside the run; a manifest that says the same keeps its time.
 $(RUN)/fetch/manifest.json: FORCE $(CONFIG) $(RUN)/.config $(BIN)/fetch
-	@if [ -f $@ ]; then cp -p $@ $(RUN)/.fetch-before; fi
+	@if [ -f $@ ]; then cp -p $@ $(RUN)/.fetch-before; else echo "== fetch"; fi
 	@$(BIN)/fetch $(FLAGS)
 	@if cmp -s $@ $(RUN)/.fetch-before; then touch -r $(RUN)/.fetch-before $@; fi
 

@@ -3,7 +3,7 @@
     pip install sae-lens pyarrow
     python tests/reference/saelens_roundtrip.py RUN [N_ROWS]
 
-Ours comes from `cargo run --release -p hsae --example encode`. An activation counts as different when it differs by more
+Ours comes from the example `encode` of the crate `hsae`, built here. An activation counts as different when it differs by more
 than 1e-5 of the largest one; entries so close to their threshold that rounding decides (within 1e-5 as well) are counted
 apart.
 """
@@ -19,8 +19,12 @@ import torch
 from sae_lens import SAE
 
 
+# With --workspace, since a package on its own has other features of the same dependencies, and would build them anew.
+BUILD = ["cargo", "build", "--release", "--quiet", "--workspace", "--example", "encode"]
+
+
 def ours(run, name, n_rows, d_sae):
-    command = ["cargo", "run", "--release", "--quiet", "-p", "hsae", "--example", "encode", "--", run, name, str(n_rows)]
+    command = ["target/release/examples/encode", run, name, str(n_rows)]
     acts = np.zeros((n_rows, d_sae), np.float32)
     for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
         row, latent, value = line.split()
@@ -32,6 +36,7 @@ def main(run, n_rows=512):
     part = sorted(pathlib.Path(run, "harvest/heldout").glob("part-*.parquet"))[0]
     column = pq.read_table(part, columns=["activation"]).column(0).slice(0, n_rows).combine_chunks()
     x = column.values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(n_rows, -1)
+    subprocess.run(BUILD, check=True)
     worst = 0.0
     for entry in json.loads(pathlib.Path(run, "train/saes.json").read_text()):
         sae = SAE.load_from_disk(pathlib.Path(run, entry["folder"]))

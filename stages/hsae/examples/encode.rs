@@ -1,7 +1,8 @@
 //! Prints what an SAE of a run says of the first held-out rows, one line an entry: `row latent activation`. For comparing
 //! with other implementations (tests/reference/saelens_roundtrip.py).
 //!
-//!     cargo run --release -p hsae --example encode -- RUN NAME N_ROWS
+//!     cargo build --release --workspace --example encode
+//!     target/release/examples/encode RUN NAME N_ROWS
 
 use std::io::Write;
 
