@@ -40,7 +40,7 @@ use heldout::Heldout;
 use truth::Truth;
 
 /// Rises when this stage computes something else from the same inputs and configuration.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 fn main() -> ExitCode {
     main_of("recover", "Measures what SAEs have recovered: reconstruction, planted features, trees", run)

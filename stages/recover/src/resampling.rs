@@ -114,8 +114,9 @@ pub(crate) fn interval(mut values: Vec<f64>) -> Option<(f64, f64)> {
     Some((quantile(&values, 0.025)?, quantile(&values, 0.975)?))
 }
 
-/// The same for a statistic that resampling shifts, as it does mutual information: a resample's sampling noise adds its
-/// bias a second time. The distribution is moved so that its mean is the estimate.
+/// The same for a statistic that resampling shifts, as it does mutual information (a resample's sampling noise adds its
+/// bias a second time) and means over what a resample still holds. The distribution is moved so that its mean is the
+/// estimate.
 pub(crate) fn centred_interval(values: Vec<f64>, estimate: f64) -> Option<(f64, f64)> {
     let shift = estimate - values.iter().sum::<f64>() / values.len() as f64;
     let (low, high) = interval(values)?;
