@@ -1,6 +1,7 @@
 //! What was not measured, told from what is missing: every line is derived from the artifacts and the pipeline.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use artifact::config::{Arch, Sae, Source};
 
@@ -187,14 +188,23 @@ fn has_random_prefixes(sae: &Sae) -> bool {
     sae.prefixes().is_some_and(|prefixes| prefixes.n_random > 0)
 }
 
-/// What the run's activations are, in words.
+/// What the run's activations are, in words. Of a path only the file name: where it lies is nobody's business but the
+/// user's.
 pub(crate) fn source_in_words(source: &Source) -> String {
     match source {
+        // A hub id has a slash too, and is shown whole.
+        Source { model: Some(model), .. } if model.name.starts_with(['.', '/', '~']) => {
+            file_name(Path::new(&model.name))
+        }
         Source { model: Some(model), .. } => model.name.clone(),
         Source { synthetic: Some(synthetic), .. } => {
             format!("{} planted features in {} dimensions", synthetic.n_features(), synthetic.d_model)
         }
-        Source { activations: Some(activations), .. } => format!("activations from {}", activations.path.display()),
+        Source { activations: Some(activations), .. } => format!("activations from {}", file_name(&activations.path)),
         _ => "no source".into(),
     }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or("a local folder".into(), |name| name.to_string_lossy().into_owned())
 }

@@ -33,25 +33,29 @@ impl Table {
 
 /// A row a mode, a column a figure; the best value of each column is bold. Columns that hold nothing are left out.
 ///
-/// Modes in `unfair` (their L0 is not the wanted one) are shown, and compete only where no other mode does.
+/// Modes in `unfair` (their L0 is not the wanted one) are shown, and compete only where no other mode does. Modes outside
+/// `competes` are shown and never compete.
 pub(crate) fn compare(
     figures: &Figures,
     modes: &[Mode],
     columns: &[Column],
     unfair: &dyn Fn(&Mode) -> bool,
+    competes: &dyn Fn(&Mode) -> bool,
 ) -> Option<Table> {
     let has = |column: &&Column| modes.iter().any(|mode| figures.get(mode, &column.name).is_some());
     let columns: Vec<&Column> = columns.iter().filter(has).collect();
     if columns.is_empty() {
         return None;
     }
-    let best: Vec<Option<String>> = columns.iter().map(|column| best_of(figures, modes, column, unfair)).collect();
-    let none_is_fair = modes.iter().all(unfair);
+    let competing: Vec<Mode> = modes.iter().filter(|mode| competes(mode)).cloned().collect();
+    let best: Vec<Option<String>> = columns.iter().map(|column| best_of(figures, &competing, column, unfair)).collect();
+    let none_is_fair = competing.iter().all(unfair);
     let row = |mode: &Mode| {
         let mark = if unfair(mode) { " †" } else { "" };
+        let may_win = competes(mode) && (!unfair(mode) || none_is_fair);
         let cells = columns.iter().zip(&best).map(|(column, best)| match figures.get(mode, &column.name) {
             Some(figure) => {
-                let is_best = Some(column.format.write(figure.value)) == *best && (!unfair(mode) || none_is_fair);
+                let is_best = may_win && Some(column.format.write(figure.value)) == *best;
                 column.format.write_figure(figure, is_best)
             }
             None => "–".into(),

@@ -82,8 +82,9 @@ impl Page<'_> {
             self.line("Of the SAEs with two levels:");
             self.by_threshold(&measures::levels());
         }
-        let verdicts = self.against_vanilla();
+        let verdicts = self.against_others();
         if !verdicts.is_empty() {
+            self.line("EV of each HierSAE less that of every other SAE, read flat with the same threshold:");
             self.line(verdicts.join("\n"));
         }
         self.splice_marks();
@@ -91,30 +92,25 @@ impl Page<'_> {
         self.image(plots, "density.svg");
     }
 
-    /// The question that the run is made for: is the hierarchy paid for with reconstruction?
-    fn against_vanilla(&self) -> Vec<String> {
-        let of_arch = |arch: Arch| {
-            let modes = self.figures.modes.iter();
-            modes.filter(move |mode| self.run.sae(&mode.sae).is_some_and(|sae| sae.config.arch == arch))
+    /// The question that the run is made for: is the hierarchy paid for with reconstruction? A line a mode of a HierSAE.
+    fn against_others(&self) -> Vec<String> {
+        let modes = &self.figures.modes;
+        let is_hiersae = |mode: &&Mode| self.run.sae(&mode.sae).is_some_and(|sae| sae.config.arch == Arch::Hiersae);
+        let ev = |mode: &Mode| self.figures.value(mode, "ev", "all");
+        let verdict = |mode: &Mode| {
+            let ours = ev(mode)?;
+            let others = modes
+                .iter()
+                .filter(|other| other.sae != mode.sae && other.view == "flat" && other.threshold == mode.threshold);
+            let difference = |other: &Mode| {
+                let unmatched = if self.is_unfair(mode) || self.is_unfair(other) { " (L0 differs)" } else { "" };
+                Some(format!("{}{unmatched} to {}", measures::difference(ours - ev(other)?), other.sae))
+            };
+            let differences: Vec<_> = others.filter_map(difference).collect();
+            let Mode { sae, view, threshold, .. } = mode;
+            (!differences.is_empty()).then(|| format!("- {sae} ({view}, {threshold}): {}", differences.join(", ")))
         };
-        let mut verdicts = Vec::new();
-        for mode in of_arch(Arch::Hiersae) {
-            for vanilla in of_arch(Arch::Vanilla).filter(|vanilla| vanilla.threshold == mode.threshold) {
-                let ev = |mode| self.figures.value(mode, "ev", "all");
-                let (Some(ours), Some(theirs)) = (ev(mode), ev(vanilla)) else { continue };
-                let unmatched = [mode, vanilla].iter().any(|mode| self.is_unfair(mode));
-                verdicts.push(format!(
-                    "- {} ({}, {}) against {}: EV {}{}",
-                    mode.sae,
-                    mode.view,
-                    mode.threshold,
-                    vanilla.sae,
-                    measures::difference(ours - theirs),
-                    if unmatched { ", but their L0 differ" } else { "" }
-                ));
-            }
-        }
-        verdicts
+        modes.iter().filter(is_hiersae).filter_map(verdict).collect()
     }
 
     /// What the spliced cross-entropies lie between.
@@ -141,8 +137,9 @@ impl Page<'_> {
         }
         self.line("## Probes");
         self.line(
-            "Accuracy on unseen examples of a classifier that sees only the k latents most telling for the task. Texts are \
-             represented by the mean over their tokens.",
+            "Accuracy on unseen examples of classifiers, one a class against the rest, each of which sees only the k latents \
+             most telling for its class: with six classes, up to 6 latents take part at k = 1. Texts are represented by the \
+             mean over their tokens.",
         );
         let ks: Vec<u64> = self.run.pipeline.probe.ks.iter().map(|&k| k as u64).collect();
         for task in &tasks {
@@ -197,7 +194,9 @@ impl Page<'_> {
             "Means over parent-child edges, chosen on one half of the held-out documents and measured on the other. *Own* is \
              the tree that the SAE was trained with; *post-hoc* applies the same rule to any SAE afterwards. The others are \
              controls, for the children of the first of these that an SAE has: a random parent of equal firing rate, the \
-             parent nearest in decoder cosine, and the tree with its parents permuted.",
+             parent nearest in decoder cosine, and the tree with its parents permuted. **Compare trees by the flat rows.** \
+             In gated rows the gate silences children whose parent is silent: what they show is enforced and says nothing \
+             about the data, so they are never bold.",
         );
         for (metric, title, better, format, caption) in TREE {
             let column = |&(tree, title): &(&str, &str)| {
@@ -207,13 +206,18 @@ impl Page<'_> {
             };
             let columns: Vec<_> = TREES.iter().map(column).collect();
             self.line(format!("**{title}.** {caption}"));
-            self.by_threshold(&columns);
+            self.tables(&columns, &|mode| mode.view == "flat");
         }
-        self.line("**Edges** that stand behind these means: those whose two ends fire often enough to be measured.");
-        let count = |&(tree, title): &(&str, &str)| {
-            Column::new(Name::new("tree_n_measured", "all").tree(tree), title, Better::Neither, Format::Count)
+        self.line(
+            "**Edges** that stand behind these means: those whose two ends fire often enough to be measured, of all edges \
+             of the tree.",
+        );
+        let counts = |&(tree, title): &(&str, &str)| {
+            [("tree_n_measured", title), ("tree_n_edges", "of")].map(|(metric, title)| {
+                Column::new(Name::new(metric, "all").tree(tree), title, Better::Neither, Format::Count)
+            })
         };
-        self.by_threshold(&TREES.iter().map(count).collect::<Vec<_>>());
+        self.by_threshold(&TREES.iter().flat_map(counts).collect::<Vec<_>>());
     }
 
     fn planted(&mut self) {
@@ -326,11 +330,16 @@ impl Page<'_> {
 
     /// One table a threshold: what is compared within a table was thresholded alike.
     fn by_threshold(&mut self, columns: &[Column]) {
+        self.tables(columns, &|_| true);
+    }
+
+    /// The same, where only some modes compete for the best value.
+    fn tables(&mut self, columns: &[Column], competes: &dyn Fn(&Mode) -> bool) {
         for threshold in self.figures.thresholds() {
             let of_threshold = |mode: &&Mode| mode.threshold == threshold;
             let modes: Vec<Mode> = self.figures.modes.iter().filter(of_threshold).cloned().collect();
             let unfair = |mode: &Mode| self.is_unfair(mode);
-            if let Some(mut table) = markdown::compare(self.figures, &modes, columns, &unfair) {
+            if let Some(mut table) = markdown::compare(self.figures, &modes, columns, &unfair, competes) {
                 if let Some(corner) = table.header.first_mut() {
                     *corner = format!("{threshold} threshold");
                 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use artifact::config::{Arch, Pipeline, Sae, Source, Synthetic};
+use artifact::config::{Activations, Arch, ModelSource, Pipeline, Sae, Source, Synthetic};
 use artifact::tables::{CurveRow, DensityBin, Metric, ProbeScore, SpliceScore};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::inputs::{Run, TrainedSae};
 use crate::trees::TreeSummary;
@@ -33,15 +33,18 @@ fn metric((sae, view, threshold): (&str, &str, &str), metric: &str, level: &str,
     }
 }
 
-fn tree((sae, view, threshold): (&str, &str, &str), tree: &str) -> TreeSummary {
+fn tree(mode: (&str, &str, &str), tree: &str) -> TreeSummary {
+    serde_json::from_value(tree_json(mode, tree)).unwrap()
+}
+
+fn tree_json((sae, view, threshold): (&str, &str, &str), tree: &str) -> Value {
     let mean = |value: f64| json!({"value": value, "ci_low": value - 0.1, "ci_high": value + 0.1});
-    let summary = json!({
+    json!({
         "sae": sae, "seed": 0, "view": view, "threshold": threshold, "tree": tree, "base": tree,
         "n_edges": 12, "n_measured": 10,
         "p_parent_given_child": mean(0.7), "mi_over_nested": mean(0.6), "mi_over_h_child": mean(0.4),
         "significant_positive": {"value": 0.9},
-    });
-    serde_json::from_value(summary).unwrap()
+    })
 }
 
 fn density((sae, view, threshold): (&str, &str, &str)) -> [DensityBin; 2] {
@@ -239,6 +242,60 @@ fn trees_stand_beside_each_other() {
         page.contains("| own ↑") && page.contains("P(parent | child)") && page.contains("0.700 [0.600, 0.800]"),
         "{page}"
     );
+}
+
+#[test]
+fn gated_trees_are_shown_and_never_bold() {
+    let mut run = run();
+    run.trees.clear();
+    let trees = [0.5, 0.6, 0.7, 0.8, 0.99, 0.98].iter().zip(MODES).map(|(&p, mode)| {
+        let mut summary = tree_json(mode, "posthoc");
+        summary["p_parent_given_child"] = json!({"value": p, "ci_low": p, "ci_high": p});
+        serde_json::from_value(summary).unwrap()
+    });
+    run.trees.extend(trees.collect::<Vec<_>>());
+    let page = page_of(&run);
+    assert!(page.contains("0.990 [0.990, 0.990]") && !page.contains("**0.990**"), "{page}");
+    assert!(page.contains("0.980 [0.980, 0.980]") && !page.contains("**0.980**"), "{page}");
+    // Among the flat rows the better one of those with the prior threshold; the native vanilla has another L0.
+    assert!(page.contains("**0.800** [0.800, 0.800]") && !page.contains("**0.600**"), "{page}");
+    assert!(page.contains("Compare trees by the flat rows"), "{page}");
+}
+
+#[test]
+fn measured_edges_stand_beside_all_edges() {
+    let page = page_of(&run());
+    let edges = &page[page.find("**Edges**").unwrap()..];
+    assert!(edges.contains("| post-hoc | of |") && edges.contains("| 10       | 12 |"), "{edges}");
+}
+
+#[test]
+fn a_hiersae_is_held_against_every_other_sae() {
+    let mut run = run();
+    let topk = Sae { name: "topk".into(), arch: Arch::Topk, ..run.saes[0].config.clone() };
+    run.saes.push(TrainedSae { config: topk, curve: curve() });
+    run.metrics.push(metric(("topk", "flat", "prior"), "ev", "all", 0.8));
+    let page = page_of(&run);
+    for line in [
+        "- hiersae (flat, native): −0.020 (L0 differs) to vanilla\n",
+        "- hiersae (flat, prior): −0.020 to vanilla, +0.070 to topk\n",
+        "- hiersae (gated, prior): −0.040 to vanilla, +0.050 to topk\n",
+    ] {
+        assert!(page.contains(line), "{line}\n{page}");
+    }
+}
+
+#[test]
+fn the_folders_of_a_user_stay_out_of_the_page() {
+    let activations = Some(Activations { path: "/home/someone/secret/acts.npy".into() });
+    let source = Source { activations, ..Source::default() };
+    assert_eq!(gaps::source_in_words(&source), "activations from acts.npy");
+    let named = |name: &str| {
+        let model = Some(ModelSource { name: name.into(), ..ModelSource::default() });
+        gaps::source_in_words(&Source { model, ..Source::default() })
+    };
+    assert_eq!(named("/home/someone/secret/model.gguf"), "model.gguf");
+    assert_eq!(named("someone/a-model"), "someone/a-model");
 }
 
 #[test]
