@@ -68,7 +68,8 @@ fn ev_l0(run: &Run, figures: &Figures) -> Result<Option<Plot>> {
             .margin(12)
             .x_label_area_size(40)
             .y_label_area_size(60)
-            .build_cartesian_2d(l0.0..l0.1, ev.0..ev.1)?;
+            // Room on the right for the legend, which would hide points elsewhere.
+            .build_cartesian_2d(l0.0..l0.1 + 0.4 * (l0.1 - l0.0), ev.0..ev.1)?;
         chart
             .configure_mesh()
             .x_desc("L0, active latents per token")
@@ -89,7 +90,7 @@ fn ev_l0(run: &Run, figures: &Figures) -> Result<Option<Plot>> {
                 .label(format!("{}, {}", markdown::label(&point.mode), point.mode.threshold))
                 .legend(move |(x, y)| Circle::new((x + 10, y), size, style));
         }
-        legend(&mut chart, SeriesLabelPosition::UpperLeft)
+        legend(&mut chart, SeriesLabelPosition::UpperRight)
     })?;
     Ok(Some(Plot { path: "ev-l0.svg".into(), title: title.into(), svg }))
 }
