@@ -11,6 +11,7 @@ use crate::select::{Budget, Gate, gated_scores};
 use crate::sparse::SparseRows;
 use crate::trained::{Rule, Rules, TrainedSae, apply};
 use crate::trainer::Trainer;
+use crate::weights::centered;
 
 /// Rows that the noise of inactive latents is measured on.
 const N_NOISE_ROWS: usize = 2048;
@@ -161,8 +162,7 @@ fn kappa(sae: &TrainedSae, few: &[f32], cut: f32, candidates: &SparseRows) -> f6
         n_active += 1.0;
     }
     let d_sae = sae.d_sae;
-    let x_centered: Vec<f32> =
-        few.chunks_exact(sae.d_model).flat_map(|row| row.iter().zip(&sae.b_dec).map(|(x, b)| x - b)).collect();
+    let x_centered = centered(few, &sae.b_dec);
     let blocks = for_each_block(&x_centered, &sae.w_enc, &sae.b_enc, sae.d_model, |_, pre_acts| {
         let mut moments = vec![[0f64; 3]; d_sae];
         for row in pre_acts.chunks_exact(d_sae) {

@@ -13,6 +13,7 @@ use crate::kernels::decode_rows;
 use crate::select::{Gate, gated_scores};
 use crate::sparse::SparseRows;
 use crate::tensor_file::Tensors;
+use crate::weights::centered;
 
 /// Whether the tree's gate takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -161,8 +162,7 @@ impl TrainedSae {
     }
 
     pub(crate) fn candidates(&self, x: &[f32], bound: Bound) -> SparseRows {
-        let rows = x.chunks_exact(self.d_model);
-        let x_centered: Vec<f32> = rows.flat_map(|row| row.iter().zip(&self.b_dec).map(|(x, b)| x - b)).collect();
+        let x_centered = centered(x, &self.b_dec);
         collect(&x_centered, &self.w_enc, &self.b_enc, self.d_model, bound, None).entries
     }
 }

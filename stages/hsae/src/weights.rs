@@ -68,9 +68,13 @@ impl Weights {
 
     /// x − b_dec for every token. Shapes: x [B, d_model] → [B, d_model].
     pub fn centered(&self, x: &[f32]) -> Vec<f32> {
-        let rows = x.chunks_exact(self.d_model);
-        rows.flat_map(|row| row.iter().zip(&self.b_dec).map(|(x, b)| x - b)).collect()
+        centered(x, &self.b_dec)
     }
+}
+
+/// x − b_dec for every token. Shapes: x [B, d_model], b_dec [d_model] → [B, d_model].
+pub(crate) fn centered(x: &[f32], b_dec: &[f32]) -> Vec<f32> {
+    x.chunks_exact(b_dec.len()).flat_map(|row| row.iter().zip(b_dec).map(|(x, b)| x - b)).collect()
 }
 
 /// Scales a row to length 1; a row of zeros stays.
