@@ -3,13 +3,13 @@
 //! Every SAE, baselines included, gets the same treatment: F1 is largely a matter of thresholds (science.md §7).
 
 use artifact::config::{Sae, Select};
+use rayon::prelude::*;
 
-use crate::candidates::Bound;
-use crate::kernels::for_each_block;
+use crate::kernels::{Bounds, EncoderInput, vectorised};
 use crate::schedule::full_budget;
 use crate::select::{Budget, Gate, gated_scores};
 use crate::sparse::SparseRows;
-use crate::trained::{Rule, Rules, TrainedSae, apply};
+use crate::trained::{Packed, Rule, Rules, TrainedSae, apply};
 use crate::trainer::Trainer;
 use crate::weights::centered;
 
@@ -40,6 +40,7 @@ pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
         b_dec: weights.b_dec.iter().map(|b| b / scale).collect(),
         parent: state.tree.as_ref().map_or_else(|| vec![None; weights.d_sae], crate::TreeLearner::parents),
         gate,
+        packed: Packed::default(),
         rules: Rules {
             flat_native: Rule::Positive,
             flat_prior: Rule::Positive,
@@ -55,11 +56,11 @@ pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
 fn rules(sae: &TrainedSae, rows: &[f32]) -> Rules {
     // A first look at a few rows tells where to start collecting; too high a start is noticed and lowered.
     let few = &rows[..rows.len().min(N_NOISE_ROWS * sae.d_model)];
-    let first = Fit::new(sae, sae.candidates(few, Bound::Above(0.0)), few);
+    let first = Fit::new(sae, sae.candidates(few, Bounds::above(0.0)), few);
     let mut lower = 0.7 * first.lowest();
     loop {
         let lower_now = lower.max(0.0);
-        let fit = Fit::new(sae, sae.candidates(rows, Bound::Above(lower_now)), few);
+        let fit = Fit::new(sae, sae.candidates(rows, Bounds::above(lower_now)), few);
         if lower_now == 0.0 || fit.lowest() >= lower_now {
             return fit.rules;
         }
@@ -134,7 +135,7 @@ fn native_rule(config: &Sae, candidates: &SparseRows, scores: &[f32]) -> Rule {
 }
 
 /// The threshold above which `n` candidates of the group lie: halfway between the n-th and the next. Where there are
-/// fewer, one below them all.
+/// fewer, zero: all that are positive.
 fn threshold_for(candidates: &SparseRows, scores: &[f32], n: f64, in_group: impl Fn(u32) -> bool) -> f32 {
     let entries = candidates.idx.iter().zip(scores).filter(|(j, _)| in_group(**j));
     let mut group: Vec<f32> = entries.map(|(_, &score)| score).collect();
@@ -143,13 +144,13 @@ fn threshold_for(candidates: &SparseRows, scores: &[f32], n: f64, in_group: impl
         return f32::MAX;
     }
     if group.len() <= n {
-        return group.iter().copied().fold(0.0, f32::min).next_down();
+        return 0.0;
     }
     let (better, &mut next, _) = group.select_nth_unstable_by(n, |a, b| b.total_cmp(a));
     let last = better.iter().copied().fold(f32::INFINITY, f32::min);
     let between = last + (next - last) / 2.0;
     // Neighbouring floats have nothing between them; the rule is «strictly above».
-    if between < last { between } else { last.next_down() }
+    if between < last { between.max(0.0) } else { last.next_down().max(0.0) }
 }
 
 /// κ = noise variance / mean magnitude: the variance, within latents, of pre-activations below the cut, over the mean of
@@ -161,32 +162,29 @@ fn kappa(sae: &TrainedSae, few: &[f32], cut: f32, candidates: &SparseRows) -> f6
         sum_active += f64::from(value);
         n_active += 1.0;
     }
-    let d_sae = sae.d_sae;
     let x_centered = centered(few, &sae.b_dec);
-    let blocks = for_each_block(&x_centered, &sae.w_enc, &sae.b_enc, sae.d_model, |_, pre_acts| {
-        let mut moments = vec![[0f64; 3]; d_sae];
-        for row in pre_acts.chunks_exact(d_sae) {
-            for (moments, &value) in moments.iter_mut().zip(row).filter(|&(_, &value)| value <= cut) {
-                let value = f64::from(value);
-                moments[0] += 1.0;
-                moments[1] += value;
-                moments[2] += value * value;
-            }
-        }
-        moments
-    });
-    let mut totals = vec![[0f64; 3]; d_sae];
-    for moments in blocks {
-        for (total, part) in totals.iter_mut().zip(moments) {
-            (0..3).for_each(|i| total[i] += part[i]);
-        }
-    }
+    let input = sae.encoder(&x_centered);
+    let moments: Vec<[f64; 3]> = (0..sae.d_sae).into_par_iter().map(|j| moments_below(&input, j, cut)).collect();
     let (mut scatter, mut n) = (0f64, 0f64);
-    for [count, sum, sum_sq] in totals {
+    for [count, sum, sum_sq] in moments {
         if count > 0.0 {
             scatter += sum_sq - sum * sum / count;
             n += count;
         }
     }
     if n == 0.0 || sum_active <= 0.0 { 0.0 } else { (scatter / n) / (sum_active / n_active) }
+}
+
+vectorised! {
+    /// Number, sum and sum of squares of a latent's pre-activations at or below the cut.
+    fn moments_below(input: &EncoderInput, j: usize, cut: f32) -> [f64; 3] {
+        let mut moments = [0f64; 3];
+        for value in (0..input.n_rows()).map(|t| input.pre_act(t, j)).filter(|&value| value <= cut) {
+            let value = f64::from(value);
+            moments[0] += 1.0;
+            moments[1] += value;
+            moments[2] += value * value;
+        }
+        moments
+    }
 }

@@ -8,11 +8,9 @@ use anyhow::{Context, Result, ensure};
 use artifact::tables::CurveRow;
 use serde_json::{Value, json};
 
-use crate::adam::Moments;
 use crate::tensor_file::{TensorFile, Tensors};
 use crate::trainer::Trainer;
 use crate::tree::ParentEdge;
-use crate::weights::Weights;
 
 const FILE_NAME: &str = "state.safetensors";
 
@@ -23,18 +21,8 @@ type SavedEdge = (u32, f64, Option<(u32, f64)>);
 pub fn save(folder: &Path, key: &str, trainer: &Trainer, curve: &[CurveRow]) -> Result<()> {
     let state = &trainer.state;
     let mut file = TensorFile::default();
-    for (prefix, w_enc, b_enc, w_dec, b_dec) in [
-        ("weights", &state.weights.w_enc, &state.weights.b_enc, &state.weights.w_dec, &state.weights.b_dec),
-        ("first", &state.adam.first.w_enc, &state.adam.first.b_enc, &state.adam.first.w_dec, &state.adam.first.b_dec),
-        (
-            "second",
-            &state.adam.second.w_enc,
-            &state.adam.second.b_enc,
-            &state.adam.second.w_dec,
-            &state.adam.second.b_dec,
-        ),
-    ] {
-        for (name, values) in [("w_enc", w_enc), ("b_enc", b_enc), ("w_dec", w_dec), ("b_dec", b_dec)] {
+    for (prefix, of) in [("weights", &state.weights), ("first", &state.adam.first), ("second", &state.adam.second)] {
+        for (name, values) in of.named() {
             file = file.f32(&format!("{prefix}.{name}"), values, &[values.len()]);
         }
     }
@@ -51,9 +39,9 @@ pub fn save(folder: &Path, key: &str, trainer: &Trainer, curve: &[CurveRow]) -> 
         "step": state.step,
         "adam_step": state.adam.step,
         "l1_coefficient": state.l1_coefficient,
-        "mean_l0": state.mean_l0,
         "mean_activation": state.mean_activation,
         "guess": state.guess,
+        "density": state.density,
         "tree": tree_json,
         "curve": curve,
     });
@@ -91,29 +79,23 @@ pub fn resume(folder: &Path, key: &str, trainer: &mut Trainer) -> Result<Option<
 
 fn restore(file: &Tensors, json: &Value, trainer: &mut Trainer) -> Result<()> {
     let state = &mut trainer.state;
-    let (d_model, d_sae) = (state.weights.d_model, state.weights.d_sae);
-    let load = |prefix: &str| -> Result<Moments> {
-        let name = |name: &str| format!("{prefix}.{name}");
-        Ok(Moments {
-            w_enc: file.f32(&name("w_enc"), d_sae * d_model)?,
-            b_enc: file.f32(&name("b_enc"), d_sae)?,
-            w_dec: file.f32(&name("w_dec"), d_sae * d_model)?,
-            b_dec: file.f32(&name("b_dec"), d_model)?,
-        })
-    };
-    let Moments { w_enc, b_enc, w_dec, b_dec } = load("weights")?;
-    state.weights = Weights { d_model, d_sae, w_enc, b_enc, w_dec, b_dec };
-    state.adam.first = load("first")?;
-    state.adam.second = load("second")?;
+    let d_sae = state.weights.d_sae;
+    for (prefix, of) in
+        [("weights", &mut state.weights), ("first", &mut state.adam.first), ("second", &mut state.adam.second)]
+    {
+        for (name, values) in of.named_mut() {
+            *values = file.f32(&format!("{prefix}.{name}"), values.len())?;
+        }
+    }
     state.tokens_since_fired = file.u64("tokens_since_fired", d_sae)?;
     let number = |key: &str| json[key].as_f64().with_context(|| format!("has no number `{key}`"));
     let count = |key: &str| json[key].as_u64().with_context(|| format!("has no count `{key}`"));
     state.step = count("step")?;
     state.adam.step = count("adam_step")?;
     state.l1_coefficient = number("l1_coefficient")?;
-    state.mean_l0 = json["mean_l0"].as_f64();
     state.mean_activation = json["mean_activation"].as_f64();
     state.guess = number("guess")? as f32;
+    state.density = number("density")?;
     if let Some(tree) = &mut state.tree {
         let number = |key: &str| json["tree"][key].as_f64().with_context(|| format!("has no number `tree.{key}`"));
         tree.n11 = file.f32("tree.n11", tree.n11.len())?;
@@ -124,5 +106,6 @@ fn restore(file: &Tensors, json: &Value, trainer: &mut Trainer) -> Result<()> {
         let edge = |(parent, mi_bits, runner_up)| ParentEdge { parent, mi_bits, runner_up };
         tree.edges = edges.into_iter().map(|e| e.map(edge)).collect();
     }
+    trainer.repack();
     Ok(())
 }

@@ -3,14 +3,15 @@
 //! Latents are rows in both matrices, coarse ones first. Tensors are normalised inside training and in the units of the
 //! model outside it.
 
+mod activation;
 mod adam;
+mod archs;
 mod calibrate;
-mod candidates;
 pub mod checkpoint;
 pub mod export;
+mod gradients;
 mod kernels;
 mod objective;
-mod ops;
 mod schedule;
 mod select;
 mod sparse;
@@ -21,10 +22,15 @@ mod tree;
 mod tree_terms;
 mod weights;
 
-pub use adam::{Adam, Moments};
+pub use adam::Adam;
 pub use calibrate::finish;
 pub use sparse::{Columns, SparseRows};
-pub use trained::{Mode, Rule, Rules, Threshold, TrainedSae, View};
+pub use trained::{Mode, Packed, Rule, Rules, Threshold, TrainedSae, View};
 pub use trainer::{Timing, Trainer, TrainerState};
 pub use tree::{ParentEdge, TreeLearner, mutual_information_bits};
 pub use weights::{SaeModule, Weights};
+
+/// How the encoder's product is computed on this processor: `amx`, `avx512-bf16` or `f32`.
+pub fn screen_path() -> &'static str {
+    kernels::screen::Path::detect().name()
+}

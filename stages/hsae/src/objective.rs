@@ -1,42 +1,40 @@
-//! The training loss of one batch (science.md §3), as a burn expression:
+//! The training loss of one batch and its gradient (science.md §3):
 //!
-//! L = ‖x − x̂‖² + β Σ_m ‖x − x̂_m‖² + λ Σ z + w_aux · AuxK + the tree's terms,    all means over tokens
+//! L = ‖x − x̂‖² + β Σ_m ‖x − x̂_m‖² + penalties + w_aux · AuxK + the tree's terms,    all means over tokens
+//!
+//! Only the encoder's product is dense, and only it looks at all latents. Everything after the selection goes over the
+//! entries that are active.
 
-use std::sync::Arc;
+use crate::activation::Activation;
+use crate::gradients::{Extra, Gradients, weighted_sum_of_rows};
+use crate::kernels::{Aux, Backward, Dense, Prefixes, Totals, backward, dense, finish_rows, reconstruct};
+use crate::sparse::{Columns, SparseRows};
+use crate::weights::Weights;
 
-use burn::tensor::{Device, Int, Tensor, TensorData, activation};
-
-use crate::kernels;
-use crate::ops::{Entries, kept_acts, prefix_errors};
-use crate::sparse::SparseRows;
-use crate::tree_terms::{self, TreeTerms};
-use crate::weights::{Gradients, SaeModule, Weights};
-
-/// Above this share of active latents the dense matrices are cheaper than the sparse operations. A ReLU SAE starts half
-/// dense.
-const DENSE_ABOVE: f64 = 0.08;
-
-/// A batch, its active latents, and the terms that count now.
-pub(crate) struct Objective<'a> {
+/// A batch, and the terms that count now.
+pub(crate) struct Objective<'a, A> {
+    pub(crate) activation: &'a A,
     pub(crate) weights: &'a Weights,
-    /// [B, d_model], normalised.
-    pub(crate) x: Arc<Vec<f32>>,
-    pub(crate) x_centered: Arc<Vec<f32>>,
-    pub(crate) acts: Arc<Entries>,
-    /// Inner prefix lengths, ascending, all below d_sae.
-    pub(crate) prefixes: Vec<usize>,
-    pub(crate) beta: f32,
-    pub(crate) l1_coefficient: f32,
-    pub(crate) aux: Option<Aux>,
-    pub(crate) tree: Option<TreeTerms>,
+    /// The encoder's input and the target without b_dec, [B, d_model]; the same where b_dec is taken from the input.
+    pub(crate) x: &'a [f32],
+    pub(crate) target: &'a [f32],
+    pub(crate) prefixes: &'a Prefixes,
+    pub(crate) aux: Option<AuxK<'a>>,
+    /// Decoder rows keep their length.
+    pub(crate) is_constrained: bool,
+    /// b_dec is taken from the encoder's input, so that gradients come back this way.
+    pub(crate) centers_input: bool,
 }
 
-/// Dead latents reconstruct what the live ones leave.
-/// Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix A.2.
-pub(crate) struct Aux {
-    pub(crate) entries: SparseRows,
-    /// Weight of the term, for its number of dead latents.
-    pub(crate) weight: f32,
+/// Dead latents, and how they are asked to help.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AuxK<'a> {
+    /// Ascending.
+    pub(crate) dead: &'a [u32],
+    pub(crate) k: usize,
+    pub(crate) weight: f64,
+    /// Divide by the variance of the residual, as the authors' own code does.
+    pub(crate) is_normalised: bool,
 }
 
 /// The loss and its parts, as means per token.
@@ -44,152 +42,149 @@ pub(crate) struct Aux {
 pub(crate) struct Losses {
     pub(crate) total: f64,
     pub(crate) mse: f64,
-    /// Weighted sum over inner prefixes.
+    /// Weighted sum over inner prefixes; a gate's reconstruction counts as one.
     pub(crate) prefixes: f64,
-    /// Σ z, times its coefficient.
+    /// Penalties times their coefficients.
     pub(crate) l1: f64,
     pub(crate) aux: f64,
-    pub(crate) mi: f64,
-    pub(crate) coverage: f64,
-    pub(crate) geometry: f64,
 }
 
-impl Objective<'_> {
-    fn n_rows(&self) -> usize {
-        self.acts.rows.n_rows()
+/// Gradients are in the buffer that was given; this is the rest.
+pub(crate) struct Found {
+    pub(crate) losses: Losses,
+    /// Of the whole gradient.
+    pub(crate) sum_of_squares: f64,
+}
+
+/// What a dense pass finds beside.
+pub(crate) struct DenseCounts {
+    /// Tokens on which each latent is active, [d_sae].
+    pub(crate) firings: Vec<u64>,
+    pub(crate) sum_acts: f64,
+}
+
+impl<A: Activation> Objective<'_, A> {
+    /// Over the entries that were selected.
+    pub(crate) fn sparse(
+        &self,
+        pre_acts: &SparseRows,
+        columns: &Columns,
+        terms: Vec<Extra>,
+        flow: &mut Vec<f32>,
+        grads: &mut Gradients,
+    ) -> Found {
+        let d_model = self.weights.d_model;
+        let n_channels = self.prefixes.len() + usize::from(A::HAS_GATE);
+        flow.resize(pre_acts.n_rows() * n_channels * d_model, 0.0);
+        let found =
+            reconstruct(self.activation, self.target, pre_acts, &self.weights.w_dec, d_model, self.prefixes, flow);
+        grads.b_dec.copy_from_slice(&found.grad_b_dec);
+        let mut losses = self.losses(&found.errors);
+        let mut extras = terms;
+        if let Some(aux) = self.aux {
+            // The last channel of the prefixes is the full residual, scaled.
+            let last = self.prefixes.len() - 1;
+            let n_rows = pre_acts.n_rows();
+            let scale = n_rows as f32 / (2.0 * self.prefixes.weights[last]);
+            let stride = n_channels * d_model;
+            extras.push(self.aux_k(aux, &flow[last * d_model..], stride, scale, &mut losses));
+        }
+        let input = Backward {
+            x: self.x,
+            pre_acts,
+            columns,
+            flow,
+            prefixes: self.prefixes,
+            w_dec: &self.weights.w_dec,
+            d_model,
+            extras: &extras,
+            is_constrained: self.is_constrained,
+        };
+        let totals = backward(self.activation, &input, grads);
+        self.finish(losses, totals, grads)
     }
 
-    /// The loss's parts and the gradient of their sum.
-    pub(crate) fn gradients(&self, device: &Device) -> (Losses, Gradients) {
-        let module = SaeModule::new(self.weights, device);
-        let (parts, total) = self.terms(&module, device);
-        let grads = module.gradients(&total);
-        (parts, grads)
+    /// By dense products, for a batch of which much is active.
+    pub(crate) fn dense(&self, terms: Vec<Extra>, grads: &mut Gradients) -> (Found, DenseCounts) {
+        let d_model = self.weights.d_model;
+        let input = Dense {
+            x: self.x,
+            target: self.target,
+            w_enc: &self.weights.w_enc,
+            b_enc: &self.weights.b_enc,
+            w_dec: &self.weights.w_dec,
+            d_model,
+            prefixes: self.prefixes,
+        };
+        let found = dense(self.activation, &input, grads);
+        grads.b_dec.copy_from_slice(&found.reconstruction.grad_b_dec);
+        let losses = self.losses(&found.reconstruction.errors);
+        let mut totals = finish_rows(grads, &terms, &self.weights.w_dec, d_model, self.is_constrained);
+        totals.penalty = found.penalty;
+        let counts = DenseCounts { firings: found.firings, sum_acts: found.sum_acts.iter().sum() };
+        (self.finish(losses, totals, grads), counts)
     }
 
-    /// Evaluates all terms on the module's parameters.
-    pub(crate) fn terms(&self, module: &SaeModule, device: &Device) -> (Losses, Tensor<1>) {
-        let (errors, sum_acts) = self.reconstruction(module, device);
-        let n_inner = self.prefixes.len();
-        let mse = errors.clone().narrow(0, n_inner, 1);
-        let mut losses = Losses { mse: scalar(&mse), ..Losses::default() };
-        let mut total = mse;
-        if n_inner > 0 && self.beta > 0.0 {
-            let inner = errors.narrow(0, 0, n_inner).sum().mul_scalar(self.beta);
-            losses.prefixes = scalar(&inner);
-            total = total + inner;
+    fn losses(&self, errors: &[f64]) -> Losses {
+        let last = self.prefixes.len() - 1;
+        let weighted = |p: usize| f64::from(self.prefixes.weights[p]) * errors[p];
+        let gate: f64 = errors[last + 1..].iter().sum();
+        Losses {
+            total: 0.0,
+            mse: weighted(last),
+            prefixes: (0..last).map(weighted).sum::<f64>() + gate,
+            ..Losses::default()
         }
-        if self.l1_coefficient > 0.0 {
-            let l1 = sum_acts.mul_scalar(self.l1_coefficient / self.n_rows() as f32);
-            losses.l1 = scalar(&l1);
-            total = total + l1;
-        }
-        if let Some(aux) = &self.aux {
-            let term = self.aux_error(module, aux, device).mul_scalar(aux.weight);
-            losses.aux = scalar(&term);
-            total = total + term;
-        }
-        if let Some(tree) = &self.tree {
-            let x = Tensor::from_data(self.as_data(&self.x), device);
-            for (weight, term, part) in [
-                (tree.w_mi, tree_terms::mutual_information as tree_terms::Term, &mut losses.mi),
-                (tree.w_coverage, tree_terms::coverage, &mut losses.coverage),
-                (tree.w_geometry, tree_terms::geometry, &mut losses.geometry),
-            ] {
-                if weight > 0.0 && !tree.edges.is_empty() {
-                    let term = term(module, &x, &self.acts.rows, tree, device).mul_scalar(weight);
-                    *part = scalar(&term);
-                    total = total + term;
-                }
-            }
-        }
-        losses.total = scalar(&total);
-        (losses, total)
     }
 
-    /// Errors of all prefixes, the full one last, and Σ z over the batch.
-    fn reconstruction(&self, module: &SaeModule, device: &Device) -> (Tensor<1>, Tensor<1>) {
-        let mut ends = self.prefixes.clone();
-        ends.push(self.weights.d_sae);
-        let density = self.acts.rows.nnz() as f64 / (self.n_rows() * self.weights.d_sae) as f64;
-        if density > DENSE_ABOVE {
-            return self.dense_reconstruction(module, &ends, device);
+    fn aux_k(&self, aux: AuxK, residuals: &[f32], stride: usize, scale: f32, losses: &mut Losses) -> Extra {
+        let d_model = self.weights.d_model;
+        let mut weight = aux.weight;
+        if aux.is_normalised {
+            let rows = residuals.chunks(stride).map(|row| &row[..d_model]);
+            weight /= variance(rows, d_model) * f64::from(scale).powi(2);
         }
-        let vals = kept_acts(
-            module.w_enc.val(),
-            module.b_enc.val(),
-            module.b_dec.val(),
-            self.x_centered.clone(),
-            self.acts.clone(),
-        );
-        let errors = prefix_errors(
-            vals.clone(),
-            module.w_dec.val(),
-            module.b_dec.val(),
-            self.x.clone(),
-            self.acts.clone(),
-            Arc::new(ends),
-        );
-        (errors, vals.sum())
+        let (error, extra) = Aux {
+            x: self.x,
+            residuals,
+            stride,
+            residual_scale: scale,
+            w_enc: &self.weights.w_enc,
+            b_enc: &self.weights.b_enc,
+            w_dec: &self.weights.w_dec,
+            d_model,
+            dead: aux.dead,
+            k: aux.k,
+            weight: weight as f32,
+        }
+        .run();
+        losses.aux = weight * error;
+        extra
     }
 
-    /// The same by dense products, with a mask where latents are off.
-    fn dense_reconstruction(&self, module: &SaeModule, ends: &[usize], device: &Device) -> (Tensor<1>, Tensor<1>) {
-        let (n_rows, d_sae) = (self.n_rows(), self.weights.d_sae);
-        let mut mask = vec![0f32; n_rows * d_sae];
-        for t in 0..n_rows {
-            self.acts.rows.row(t).0.iter().for_each(|&j| mask[t * d_sae + j as usize] = 1.0);
+    fn finish(&self, mut losses: Losses, totals: Totals, grads: &mut Gradients) -> Found {
+        losses.l1 = totals.penalty;
+        losses.total = losses.mse + losses.prefixes + losses.l1 + losses.aux;
+        if self.centers_input {
+            let through = weighted_sum_of_rows(&self.weights.w_enc, &grads.b_enc, self.weights.d_model);
+            grads.b_dec.iter_mut().zip(through).for_each(|(g, sum)| *g -= sum);
         }
-        let mask: Tensor<2> = Tensor::from_data(TensorData::new(mask, [n_rows, d_sae]), device);
-        let x: Tensor<2> = Tensor::from_data(self.as_data(&self.x), device);
-        let b_dec = module.b_dec.val().unsqueeze::<2>(); // [1, d_model]
-        let pre_acts =
-            (x.clone() - b_dec.clone()).matmul(module.w_enc.val().transpose()) + module.b_enc.val().unsqueeze::<2>(); // [B, d_sae]
-        let acts = activation::relu(pre_acts) * mask;
-        let mut x_hat = b_dec; // [1, d_model], then [B, d_model]
-        let mut errors = Vec::new();
-        let mut start = 0;
-        for &end in ends {
-            let part = acts.clone().slice([0..n_rows, start..end]);
-            x_hat = x_hat + part.matmul(module.w_dec.val().slice([start..end, 0..self.weights.d_model]));
-            errors.push((x_hat.clone() - x.clone()).square().sum_dim(1).mean());
-            start = end;
-        }
-        (Tensor::cat(errors, 0), acts.sum_dim(1).sum())
-    }
-
-    /// ‖e − ê‖² with e = x − x̂ as it stands and ê from the dead latents, without b_dec.
-    fn aux_error(&self, module: &SaeModule, aux: &Aux, device: &Device) -> Tensor<1> {
-        let weights = self.weights;
-        let x_hat = kernels::decode_rows(&self.acts.rows, &weights.w_dec, &weights.b_dec, weights.d_sae);
-        let residual: Vec<f32> = self.x.iter().zip(&x_hat).map(|(x, x_hat)| x - x_hat).collect();
-        let entries = Entries::new(aux.entries.clone());
-        let vals = kept_acts(
-            module.w_enc.val(),
-            module.b_enc.val(),
-            module.b_dec.val(),
-            self.x_centered.clone(),
-            entries.clone(),
-        );
-        let no_bias = Tensor::<1>::zeros([weights.d_model], device);
-        let ends = Arc::new(vec![weights.d_sae]);
-        prefix_errors(vals, module.w_dec.val(), no_bias, Arc::new(residual), entries, ends)
-    }
-
-    fn as_data(&self, rows: &[f32]) -> TensorData {
-        TensorData::new(rows.to_vec(), [self.n_rows(), self.weights.d_model])
+        let of_b_dec: f64 = grads.b_dec.iter().map(|&g| f64::from(g).powi(2)).sum();
+        Found { losses, sum_of_squares: totals.sum_of_squares + of_b_dec }
     }
 }
 
-/// Row indices as a tensor.
-pub(crate) fn indices(values: impl Iterator<Item = u32>, device: &Device) -> Tensor<1, Int> {
-    let values: Vec<i32> = values.map(|value| value as i32).collect();
-    let n = values.len();
-    Tensor::from_data(TensorData::new(values, [n]), device)
-}
-
-fn scalar(tensor: &Tensor<1>) -> f64 {
-    f64::from(tensor.clone().into_scalar::<f32>())
+/// Mean over rows of ‖row − mean‖².
+fn variance<'a>(rows: impl Iterator<Item = &'a [f32]>, d_model: usize) -> f64 {
+    let (mut sum, mut sum_of_squares, mut n) = (vec![0f64; d_model], 0f64, 0f64);
+    for row in rows {
+        for (sum, &value) in sum.iter_mut().zip(row) {
+            *sum += f64::from(value);
+            sum_of_squares += f64::from(value).powi(2);
+        }
+        n += 1.0;
+    }
+    sum_of_squares / n - sum.iter().map(|sum| (sum / n).powi(2)).sum::<f64>()
 }
 
 #[cfg(test)]

@@ -3,7 +3,14 @@
 //! The gate lowers the *score* of a latent whose parent is silent; the activation keeps its value. Whether a parent is
 //! silent is decided without the gate.
 
-use crate::candidates::{Bound, Candidates, Dead, collect};
+mod budget;
+
+use rayon::prelude::*;
+
+pub(crate) use budget::{Budget, Scope};
+use budget::{Chosen, choose};
+
+use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, dot};
 use crate::sparse::SparseRows;
 
 /// A soft gate: latent j's score is lowered by `strength` where `parent[j]` is silent.
@@ -15,204 +22,173 @@ pub(crate) struct Gate<'a> {
     pub(crate) strength: f32,
 }
 
-/// How many latents a token may use.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Budget {
-    /// Every positive pre-activation.
-    All,
-    /// `k` per token, of which at most `fine` at or above `n_coarse`.
-    Shared { k: f64, fine: f64, n_coarse: usize },
-    /// `coarse` per token below `n_coarse`, `fine` per token above.
-    PerLevel { coarse: f64, fine: f64, n_coarse: usize },
-}
-
-/// Over what the budget is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
-    Token,
-    Batch,
-}
-
 /// What training needs of a batch.
 pub(crate) struct Selection {
-    /// The active latents.
-    pub(crate) acts: SparseRows,
-    /// What would be active without the gate: the firing that the tree is learned from.
-    pub(crate) ungated: SparseRows,
-    /// Dead latents' entries for AuxK.
-    pub(crate) dead: Option<SparseRows>,
+    /// The active latents and their pre-activations.
+    pub(crate) pre_acts: SparseRows,
+    /// What would be active without the gate: the firing that the tree is learned from. None: the same.
+    pub(crate) ungated: Option<SparseRows>,
     /// The lowest ungated score that is active, over the batch; −∞ where the budget was not used up.
     pub(crate) threshold: f32,
-    /// The lowest score of any active latent, gated or not: where the next batch may start to look.
-    pub(crate) lowest: f32,
+    /// Where the next batch may start to look.
+    pub(crate) guess: f32,
 }
 
-/// The encoder of one batch, as slices. Shapes: x_centered [B, d_model], w_enc [d_sae, d_model], b_enc [d_sae].
-#[derive(Clone, Copy)]
-pub(crate) struct EncoderInput<'a> {
-    pub(crate) x_centered: &'a [f32],
-    pub(crate) w_enc: &'a [f32],
-    pub(crate) b_enc: &'a [f32],
-    pub(crate) d_model: usize,
-}
-
-impl EncoderInput<'_> {
-    fn collect(&self, bound: Bound, dead: Option<Dead>) -> Candidates {
-        collect(self.x_centered, self.w_enc, self.b_enc, self.d_model, bound, dead)
+#[cfg(test)]
+impl Selection {
+    pub(crate) fn ungated(&self) -> &SparseRows {
+        self.ungated.as_ref().unwrap_or(&self.pre_acts)
     }
 }
 
+/// Tokens that tell where to start looking when there is no batch before.
+const N_SAMPLED: usize = 64;
+/// Thresholds drift from batch to batch: the next look starts at this share of the last one.
+const DRIFT: f32 = 0.95;
+/// Share of tokens that need a second look: a lower guess for all would cost more than they do.
+const SECOND_LOOKS: f64 = 0.03;
+/// A look that found too little is followed by one from this share of its bound, and after so many by one from zero.
+const LOWER: f32 = 0.8;
+const LOOKS: usize = 6;
+
 /// Selects the active latents of a batch. `guess` is a lower bound on the scores worth looking at, from the batch
-/// before: a wrong one costs a second pass and changes nothing.
+/// before, 0 for none: a wrong one costs a second look and changes nothing.
 pub(crate) fn select_batch(
     input: EncoderInput,
     budget: &Budget,
     scope: Scope,
     gate: Option<Gate>,
-    dead: Option<Dead>,
     guess: f32,
 ) -> Selection {
-    let slack = gate.map_or(0.0, |gate| gate.strength);
-    let bound = match (budget, scope) {
-        (Budget::All, _) => Bound::Above(0.0),
-        // A gated score lies at or below its pre-activation, so what passes by score passes the bound.
-        (_, Scope::Batch) => Bound::Above(guess),
-        // A level's budget may reach below the token's k-th largest, so levels look at everything.
-        (Budget::Shared { k, fine, .. }, Scope::Token) if fine >= k => Bound::TopK { k: k.round() as usize, slack },
-        (_, Scope::Token) => Bound::Above(0.0),
-    };
-    let candidates = input.collect(bound, dead);
-    let selection = select_from(candidates, budget, scope, gate);
-    match bound {
-        // The guess was too high: scores below it may belong to the budget.
-        Bound::Above(bound) if bound > 0.0 && selection.lowest <= bound => {
-            let entries = input.collect(Bound::Above(0.0), None).entries;
-            select_from(Candidates { entries, dead: selection.dead }, budget, scope, gate)
+    let gate = gate.filter(|gate| gate.strength > 0.0);
+    match (budget, scope) {
+        (Budget::All, _) => {
+            let candidates = collect(input, Bounds::above(0.0));
+            select_from(candidates, budget, Scope::Batch, gate).selection
         }
-        _ => selection,
+        (_, Scope::Batch) => of_batch(input, budget, gate, guess),
+        (_, Scope::Token) => of_tokens(input, budget, gate, guess),
+    }
+}
+
+fn of_batch(input: EncoderInput, budget: &Budget, gate: Option<Gate>, guess: f32) -> Selection {
+    let mut bound = if guess > 0.0 { guess } else { DRIFT * sampled(input, budget, Scope::Batch, gate) };
+    for look in 1.. {
+        let from = select_from(collect(input, Bounds::above(bound)), budget, Scope::Batch, gate);
+        let lowest = from.lowest();
+        if bound <= 0.0 || lowest > bound {
+            let guess = if lowest.is_finite() { DRIFT * lowest } else { 0.0 };
+            return Selection { guess, ..from.selection };
+        }
+        bound = if look < LOOKS { LOWER * bound } else { 0.0 };
+    }
+    unreachable!("a bound of zero ends the search")
+}
+
+fn of_tokens(input: EncoderInput, budget: &Budget, gate: Option<Gate>, guess: f32) -> Selection {
+    let (n_rows, d_model) = (input.n_rows(), input.d_model);
+    // Thresholds go with the length of a token, so the guess is a share of that.
+    let lengths: Vec<f32> = input.x_centered.par_chunks_exact(d_model).map(|x| dot(x, x).sqrt()).collect();
+    let guess = if guess > 0.0 { guess } else { DRIFT * sampled(input, budget, Scope::Token, gate) };
+    let mut bounds: Vec<f32> = lengths.iter().map(|length| guess * length).collect();
+    let mut candidates = collect(input, Bounds { tokens: TokenBounds::Each(&bounds), shift: None });
+    for look in 1.. {
+        let from = select_from(candidates, budget, Scope::Token, gate);
+        let again: Vec<u32> = (0..n_rows as u32)
+            .filter(|&t| bounds[t as usize] > 0.0 && from.lowest[t as usize] <= bounds[t as usize])
+            .collect();
+        if again.is_empty() {
+            let guess = DRIFT * low_ratio(&from.lowest, &lengths);
+            return Selection { guess, ..from.selection };
+        }
+        let lower = if look < LOOKS { LOWER } else { 0.0 };
+        again.iter().for_each(|&t| bounds[t as usize] *= lower);
+        let x = input.gather(&again);
+        let bounds: Vec<f32> = again.iter().map(|&t| bounds[t as usize]).collect();
+        let few = EncoderInput { x_centered: &x, ..input };
+        let found = collect(few, Bounds { tokens: TokenBounds::Each(&bounds), shift: None });
+        candidates = from.candidates.with_rows_replaced(&again, &found);
+    }
+    unreachable!("bounds of zero end the search")
+}
+
+/// Where a few tokens say that the lowest score lies; per token, its share of the token's length.
+fn sampled(input: EncoderInput, budget: &Budget, scope: Scope, gate: Option<Gate>) -> f32 {
+    let n = N_SAMPLED.min(input.n_rows());
+    let few = EncoderInput { x_centered: &input.x_centered[..n * input.d_model], ..input };
+    let from = select_from(collect(few, Bounds::above(0.0)), budget, scope, gate);
+    let lowest = match scope {
+        Scope::Batch => from.lowest(),
+        Scope::Token => {
+            let lengths: Vec<f32> = few.x_centered.chunks_exact(few.d_model).map(|x| dot(x, x).sqrt()).collect();
+            low_ratio(&from.lowest, &lengths)
+        }
+    };
+    if lowest.is_finite() { lowest.max(0.0) } else { 0.0 }
+}
+
+/// The share of its length at which all but a few tokens have their lowest score; 0 where many have none.
+fn low_ratio(lowest: &[f32], lengths: &[f32]) -> f32 {
+    let mut ratios: Vec<f32> =
+        lowest.iter().zip(lengths).map(|(low, length)| low / length.max(f32::MIN_POSITIVE)).collect();
+    let at = (SECOND_LOOKS * ratios.len() as f64) as usize;
+    let (_, ratio, _) = ratios.select_nth_unstable_by(at, f32::total_cmp);
+    if ratio.is_finite() { ratio.max(0.0) } else { 0.0 }
+}
+
+/// A selection, what it was made from, and the lowest score that it keeps: per token, or one for the batch.
+struct From {
+    candidates: SparseRows,
+    selection: Selection,
+    lowest: Vec<f32>,
+}
+
+impl From {
+    /// Over the batch.
+    fn lowest(&self) -> f32 {
+        self.lowest.iter().copied().fold(f32::INFINITY, f32::min)
     }
 }
 
 /// The selection among candidates: the right one where `lowest` lies above the bound that they were collected with.
-fn select_from(candidates: Candidates, budget: &Budget, scope: Scope, gate: Option<Gate>) -> Selection {
-    let (ungated, threshold) = choose(&candidates.entries, budget, scope, &candidates.entries.vals);
-    let (acts, lowest) = match gate {
-        Some(gate) if gate.strength > 0.0 => {
-            let scores = gated_scores(&candidates.entries, &ungated, gate);
-            choose(&candidates.entries, budget, scope, &scores)
+fn select_from(candidates: SparseRows, budget: &Budget, scope: Scope, gate: Option<Gate>) -> From {
+    let Chosen { kept, mut lowest } = choose(&candidates, budget, scope, &candidates.vals);
+    let threshold = lowest.iter().copied().fold(f32::INFINITY, f32::min);
+    let selection = match gate {
+        Some(gate) => {
+            let scores = gated_scores(&candidates, &kept, gate);
+            let gated = choose(&candidates, budget, scope, &scores);
+            lowest.iter_mut().zip(gated.lowest).for_each(|(low, gated)| *low = low.min(gated));
+            Selection { pre_acts: gated.kept, ungated: Some(kept), threshold, guess: 0.0 }
         }
-        _ => (ungated.clone(), threshold),
+        None => Selection { pre_acts: kept, ungated: None, threshold, guess: 0.0 },
     };
-    Selection { acts, ungated, dead: candidates.dead, threshold, lowest: lowest.min(threshold) }
+    From { candidates, selection, lowest }
 }
 
-/// Each candidate's pre-activation, less the gate where its parent is silent in `on`.
-pub(crate) fn gated_scores(candidates: &SparseRows, on: &SparseRows, gate: Gate) -> Vec<f32> {
-    let mut is_on = vec![false; candidates.n_cols];
+/// Scores of the candidates: the pre-activation, less the gate's strength where the parent is not among `active`.
+pub(crate) fn gated_scores(candidates: &SparseRows, active: &SparseRows, gate: Gate) -> Vec<f32> {
+    const BLOCK_ROWS: usize = 256;
     let mut scores = candidates.vals.clone();
-    for t in 0..candidates.n_rows() {
-        let (active, _) = on.row(t);
-        active.iter().for_each(|&j| is_on[j as usize] = true);
-        let (latents, _) = candidates.row(t);
-        for (score, &j) in scores[candidates.indptr[t]..].iter_mut().zip(latents) {
-            if gate.parent[j as usize].is_some_and(|parent| !is_on[parent as usize]) {
-                *score -= gate.strength;
+    let n_rows = candidates.n_rows();
+    let offsets: Vec<usize> =
+        (0..n_rows).step_by(BLOCK_ROWS).chain([n_rows]).map(|row| candidates.indptr[row]).collect();
+    let parts = crate::kernels::split_at_offsets(&mut scores, &offsets);
+    parts.into_par_iter().enumerate().for_each(|(block, scores)| {
+        let mut is_on = vec![false; candidates.n_cols];
+        let mut scores = scores.iter_mut();
+        for t in block * BLOCK_ROWS..((block + 1) * BLOCK_ROWS).min(n_rows) {
+            let active = active.row(t).0;
+            active.iter().for_each(|&j| is_on[j as usize] = true);
+            for (&j, score) in candidates.row(t).0.iter().zip(&mut scores) {
+                if gate.parent[j as usize].is_some_and(|parent| !is_on[parent as usize]) {
+                    *score -= gate.strength;
+                }
             }
+            active.iter().for_each(|&j| is_on[j as usize] = false);
         }
-        active.iter().for_each(|&j| is_on[j as usize] = false);
-    }
+    });
     scores
-}
-
-/// The candidates that the budget keeps by score, and the lowest score kept (or that the budget was not used up: −∞).
-fn choose(candidates: &SparseRows, budget: &Budget, scope: Scope, scores: &[f32]) -> (SparseRows, f32) {
-    let keep = match scope {
-        Scope::Batch => {
-            let n_rows = candidates.n_rows();
-            keep_best(candidates, 0..candidates.nnz(), n_rows as f64, budget, scores)
-        }
-        Scope::Token => {
-            let mut all = Kept { keep: vec![false; candidates.nnz()], lowest: f32::INFINITY };
-            for t in 0..candidates.n_rows() {
-                let range = candidates.indptr[t]..candidates.indptr[t + 1];
-                let kept = keep_best(candidates, range.clone(), 1.0, budget, scores);
-                all.keep[range].copy_from_slice(&kept.keep);
-                all.lowest = all.lowest.min(kept.lowest);
-            }
-            all
-        }
-    };
-    let mut kept = SparseRows::new(candidates.n_cols);
-    for t in 0..candidates.n_rows() {
-        let range = candidates.indptr[t]..candidates.indptr[t + 1];
-        kept.push_row(range.filter(|&e| keep.keep[e]).map(|e| (candidates.idx[e], candidates.vals[e])));
-    }
-    (kept, keep.lowest)
-}
-
-struct Kept {
-    /// For each candidate of the range.
-    keep: Vec<bool>,
-    lowest: f32,
-}
-
-/// Applies the budget of `n_tokens` tokens to a range of candidates. Only positive scores are ever kept.
-fn keep_best(
-    candidates: &SparseRows,
-    range: std::ops::Range<usize>,
-    n_tokens: f64,
-    budget: &Budget,
-    scores: &[f32],
-) -> Kept {
-    let idx = &candidates.idx[range.clone()];
-    let scores = &scores[range];
-    let n_of = |k: f64| (k * n_tokens).round() as usize;
-    match *budget {
-        Budget::All => Kept { keep: scores.iter().map(|&score| score > 0.0).collect(), lowest: 0.0 },
-        Budget::Shared { k, fine, n_coarse } => {
-            let mut keep = vec![true; scores.len()];
-            let mut lowest = f32::INFINITY;
-            if fine < k {
-                let is_fine = |e: usize| idx[e] as usize >= n_coarse;
-                lowest = drop_all_but_best(scores, n_of(fine), &mut keep, is_fine);
-            }
-            lowest = lowest.min(drop_all_but_best(scores, n_of(k), &mut keep, |_| true));
-            Kept { keep, lowest }
-        }
-        Budget::PerLevel { coarse, fine, n_coarse } => {
-            let mut keep = vec![true; scores.len()];
-            let is_fine = |e: usize| idx[e] as usize >= n_coarse;
-            let low_fine = drop_all_but_best(scores, n_of(fine), &mut keep, is_fine);
-            let low_coarse = drop_all_but_best(scores, n_of(coarse), &mut keep, |e| !is_fine(e));
-            Kept { keep, lowest: low_fine.min(low_coarse) }
-        }
-    }
-}
-
-/// Among the entries that are still kept and in the group, keeps the n with the largest positive scores; of equal ones
-/// the first. Returns the lowest score kept; −∞ where fewer than n were there.
-fn drop_all_but_best(scores: &[f32], n: usize, keep: &mut [bool], in_group: impl Fn(usize) -> bool) -> f32 {
-    let mut rivals: Vec<u32> = Vec::new();
-    for e in 0..scores.len() {
-        if keep[e] && in_group(e) {
-            if scores[e] > 0.0 {
-                rivals.push(e as u32);
-            } else {
-                keep[e] = false;
-            }
-        }
-    }
-    if rivals.len() < n {
-        return f32::NEG_INFINITY;
-    }
-    if n == 0 {
-        rivals.iter().for_each(|&e| keep[e as usize] = false);
-        return f32::INFINITY;
-    }
-    let order = |&a: &u32, &b: &u32| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b));
-    let (_, &mut nth, losers) = rivals.select_nth_unstable_by(n - 1, order);
-    losers.iter().for_each(|&e| keep[e as usize] = false);
-    scores[nth as usize]
 }
 
 #[cfg(test)]

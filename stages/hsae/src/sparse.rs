@@ -60,14 +60,36 @@ impl SparseRows {
         self.indptr.extend(other.indptr[1..].iter().map(|end| end + offset));
     }
 
-    /// The entries for which `keep(row, latent, value)` holds.
-    pub fn filtered(&self, mut keep: impl FnMut(usize, u32, f32) -> bool) -> Self {
+    /// The entries that are marked, [nnz].
+    pub fn filtered_by(&self, keep: &[bool]) -> Self {
+        let n_kept = keep.iter().filter(|&&keep| keep).count();
         let mut kept = Self::new(self.n_cols);
+        kept.idx.reserve_exact(n_kept);
+        kept.vals.reserve_exact(n_kept);
+        kept.indptr.reserve_exact(self.n_rows());
         for i in 0..self.n_rows() {
             let (idx, vals) = self.row(i);
-            kept.push_row(idx.iter().copied().zip(vals.iter().copied()).filter(|&(j, value)| keep(i, j, value)));
+            for ((&j, &value), _) in idx.iter().zip(vals).zip(&keep[self.indptr[i]..]).filter(|&(_, &keep)| keep) {
+                kept.idx.push(j);
+                kept.vals.push(value);
+            }
+            kept.indptr.push(kept.idx.len());
         }
         kept
+    }
+
+    /// The same with some rows, ascending, taken from `new`, where they stand one after another.
+    pub fn with_rows_replaced(&self, rows: &[u32], new: &Self) -> Self {
+        let mut all = Self::new(self.n_cols);
+        let mut replaced = rows.iter().enumerate().peekable();
+        for i in 0..self.n_rows() {
+            let (idx, vals) = match replaced.next_if(|&(_, &row)| row as usize == i) {
+                Some((at, _)) => new.row(at),
+                None => self.row(i),
+            };
+            all.push_row(idx.iter().copied().zip(vals.iter().copied()));
+        }
+        all
     }
 
     /// Rows in which each latent is active, [n_cols].
@@ -134,8 +156,18 @@ mod tests {
         let mut rows = SparseRows::new(4);
         rows.push_row([(1, 0.5), (3, 0.25)]);
         rows.push_row([(0, 2.0)]);
-        let kept = rows.filtered(|_, _, value| value >= 0.5);
+        let kept = rows.filtered_by(&[true, false, true]);
         assert_eq!(kept.indptr, [0, 1, 2]);
         assert_eq!(kept.idx, [1, 0]);
+    }
+
+    #[test]
+    fn replaced_rows_come_from_the_other() {
+        let mut rows = SparseRows::new(4);
+        (0..3).for_each(|i| rows.push_row([(i, 1.0)]));
+        let mut new = SparseRows::new(4);
+        new.push_row([(0, 5.0), (3, 6.0)]);
+        let all = rows.with_rows_replaced(&[1], &new);
+        assert_eq!((all.indptr, all.idx), (vec![0, 1, 3, 4], vec![0, 0, 3, 2]));
     }
 }

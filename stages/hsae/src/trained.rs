@@ -1,16 +1,17 @@
 //! A finished SAE: encode and decode activations in the units of the model that they come from.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 use artifact::config::Sae;
 use artifact::stage::Input;
 use artifact::tables::{TreeNode, read_rows};
 
-use crate::candidates::{Bound, collect};
 use crate::export;
-use crate::kernels::decode_rows;
-use crate::select::{Gate, gated_scores};
+use crate::kernels::screen::{PackedEncoder, Path};
+use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows};
+use crate::select::{Budget, Gate, Scope, gated_scores, select_batch};
 use crate::sparse::SparseRows;
 use crate::tensor_file::Tensors;
 use crate::weights::centered;
@@ -78,6 +79,30 @@ pub struct TrainedSae {
     /// What a silent parent costs its child's score.
     pub gate: f32,
     pub rules: Rules,
+    /// Made when first needed; `Packed::default()` when an SAE is put together by hand.
+    pub packed: Packed,
+}
+
+/// W_enc as the kernels want it, made when it is first needed. It says nothing that W_enc does not.
+#[derive(Default)]
+pub struct Packed(OnceLock<PackedEncoder>);
+
+impl Clone for Packed {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Packed {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("Packed")
+    }
 }
 
 impl TrainedSae {
@@ -110,6 +135,7 @@ impl TrainedSae {
             parent,
             gate,
             rules,
+            packed: Packed::default(),
         })
     }
 
@@ -123,22 +149,22 @@ impl TrainedSae {
 
     /// Shapes: x [n, d_model] → [n, d_sae] sparse.
     pub fn encode(&self, x: &[f32], mode: Mode) -> SparseRows {
+        let x_centered = centered(x, &self.b_dec);
+        let input = self.encoder(&x_centered);
         let rule = self.rule(mode);
-        let is_gated = mode.view == View::Gated;
-        let slack = if is_gated { self.gate } else { 0.0 };
-        let mut bound = bound_of(rule, slack);
-        if is_gated && let (Bound::Above(a), Bound::Above(b)) = (bound, bound_of(&self.rules.flat_native, 0.0)) {
-            // The parents' own firing is decided by the native rule, which may reach lower.
-            bound = Bound::Above(a.min(b));
-        } else if is_gated && rule_reaches_lower(rule, &self.rules.flat_native) {
-            bound = Bound::Above(0.0);
+        let gate = (mode.view == View::Gated).then_some(Gate { parent: &self.parent, strength: self.gate });
+        if let Rule::TopK(k) = *rule {
+            let budget = Budget::Shared { k: k as f64, fine: k as f64, n_coarse: 0 };
+            return select_batch(input, &budget, Scope::Token, gate, 0.0).pre_acts;
         }
-        let candidates = self.candidates(x, bound);
-        if !is_gated {
-            return apply(rule, &candidates, &candidates.vals);
-        }
-        let ungated = apply(&self.rules.flat_native, &candidates, &candidates.vals);
-        let scores = gated_scores(&candidates, &ungated, Gate { parent: &self.parent, strength: self.gate });
+        // A gated score lies at or below its pre-activation, so what is active passes its threshold ungated too.
+        let Some(gate) = gate else {
+            return collect(input, self.bounds(rule.thresholds()));
+        };
+        // The parents' own firing is decided by the native rule, which may reach lower.
+        let ungated = self.encode(x, Mode { view: View::Flat, threshold: Threshold::Native });
+        let candidates = collect(input, self.bounds(rule.thresholds()));
+        let scores = gated_scores(&candidates, &ungated, gate);
         apply(rule, &candidates, &scores)
     }
 
@@ -161,24 +187,31 @@ impl TrainedSae {
         }
     }
 
-    pub(crate) fn candidates(&self, x: &[f32], bound: Bound) -> SparseRows {
+    /// All entries of which the pre-activation lies beyond a bound.
+    pub(crate) fn candidates(&self, x: &[f32], bounds: Bounds) -> SparseRows {
         let x_centered = centered(x, &self.b_dec);
-        collect(&x_centered, &self.w_enc, &self.b_enc, self.d_model, bound, None).entries
+        collect(self.encoder(&x_centered), bounds)
+    }
+
+    /// Shapes: x_centered [n, d_model], b_dec already subtracted.
+    pub(crate) fn encoder<'a>(&'a self, x_centered: &'a [f32]) -> EncoderInput<'a> {
+        let packed = self.packed.0.get_or_init(|| PackedEncoder::pack(Path::detect(), &self.w_enc, self.d_model));
+        EncoderInput { x_centered, w_enc: &self.w_enc, b_enc: &self.b_enc, d_model: self.d_model, packed }
+    }
+
+    fn bounds<'a>(&self, thresholds: Option<&'a [f32]>) -> Bounds<'a> {
+        Bounds { tokens: TokenBounds::All(0.0), shift: thresholds }
     }
 }
 
-fn bound_of(rule: &Rule, slack: f32) -> Bound {
-    match rule {
-        Rule::Positive => Bound::Above(0.0),
-        Rule::TopK(k) => Bound::TopK { k: *k, slack },
-        // A gated score lies at or below its pre-activation, so what passes the threshold passes it ungated too.
-        Rule::Above(thresholds) => Bound::Above(thresholds.iter().copied().fold(f32::INFINITY, f32::min)),
+impl Rule {
+    /// What a pre-activation has to exceed, [d_sae]; None: zero.
+    fn thresholds(&self) -> Option<&[f32]> {
+        match self {
+            Self::Above(thresholds) => Some(thresholds),
+            Self::Positive | Self::TopK(_) => None,
+        }
     }
-}
-
-/// Whether candidates for `rule` may miss some that `other` needs.
-fn rule_reaches_lower(rule: &Rule, other: &Rule) -> bool {
-    !matches!((rule, other), (Rule::Positive, _) | (Rule::TopK(_), Rule::TopK(_)))
 }
 
 /// The candidates that are active by their scores, with their pre-activations as values.

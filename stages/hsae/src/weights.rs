@@ -21,6 +21,8 @@ pub struct Weights {
     pub w_dec: Vec<f32>,
     /// [d_model].
     pub b_dec: Vec<f32>,
+    /// Parameters that only some architectures have, [d_sae] each: JumpReLU's threshold; a gated SAE's r_mag and b_mag.
+    pub own: Vec<Vec<f32>>,
 }
 
 /// z = select((x − b_dec) W_encᵀ + b_enc), x̂ = z W_dec + b_dec.
@@ -36,13 +38,11 @@ pub struct SaeModule {
     pub b_dec: Param<Tensor<1>>,
 }
 
-/// One vector per parameter, shaped like it.
-#[derive(Clone, Debug)]
-pub struct Gradients {
-    pub w_enc: Vec<f32>,
-    pub b_enc: Vec<f32>,
-    pub w_dec: Vec<f32>,
-    pub b_dec: Vec<f32>,
+/// Gradients of the module's parameters, shaped like them.
+pub(crate) struct ModuleGradients {
+    pub(crate) w_enc: Vec<f32>,
+    pub(crate) b_enc: Vec<f32>,
+    pub(crate) w_dec: Vec<f32>,
 }
 
 impl Weights {
@@ -52,23 +52,48 @@ impl Weights {
         let mut rng = artifact::random::stream(seed, "train/init", 0, 0);
         let mut w_dec: Vec<f32> = (0..d_sae * d_model).map(|_| StandardNormal.sample(&mut rng)).collect();
         w_dec.chunks_exact_mut(d_model).for_each(normalise_row);
-        Self { d_model, d_sae, w_enc: w_dec.clone(), b_enc: vec![0.0; d_sae], w_dec, b_dec: mean.to_vec() }
+        Self { d_model, d_sae, w_enc: w_dec.clone(), b_enc: vec![0.0; d_sae], w_dec, b_dec: mean.to_vec(), own: vec![] }
+    }
+
+    /// Zeros of the same shapes.
+    pub fn zeros_like(&self) -> Self {
+        let zeros = |values: &[f32]| vec![0.0; values.len()];
+        Self {
+            d_model: self.d_model,
+            d_sae: self.d_sae,
+            w_enc: zeros(&self.w_enc),
+            b_enc: zeros(&self.b_enc),
+            w_dec: zeros(&self.w_dec),
+            b_dec: zeros(&self.b_dec),
+            own: self.own.iter().map(|own| zeros(own)).collect(),
+        }
+    }
+
+    /// All parameters by name.
+    pub fn named(&self) -> Vec<(String, &Vec<f32>)> {
+        let own = self.own.iter().enumerate().map(|(i, own)| (format!("own{i}"), own));
+        let all = [("w_enc", &self.w_enc), ("b_enc", &self.b_enc), ("w_dec", &self.w_dec), ("b_dec", &self.b_dec)];
+        all.into_iter().map(|(name, values)| (name.to_owned(), values)).chain(own).collect()
+    }
+
+    pub fn named_mut(&mut self) -> Vec<(String, &mut Vec<f32>)> {
+        let own = self.own.iter_mut().enumerate().map(|(i, own)| (format!("own{i}"), own));
+        let all = [
+            ("w_enc", &mut self.w_enc),
+            ("b_enc", &mut self.b_enc),
+            ("w_dec", &mut self.w_dec),
+            ("b_dec", &mut self.b_dec),
+        ];
+        all.into_iter().map(|(name, values)| (name.to_owned(), values)).chain(own).collect()
     }
 
     /// Errors: a parameter holds NaN or an infinity; the first is named.
     pub fn check_finite(&self) -> Result<()> {
-        for (name, values) in
-            [("w_enc", &self.w_enc), ("b_enc", &self.b_enc), ("w_dec", &self.w_dec), ("b_dec", &self.b_dec)]
-        {
+        for (name, values) in self.named() {
             let at = values.iter().position(|value| !value.is_finite());
             ensure!(at.is_none(), "{name} has become NaN or infinite; lower the learning rate (train.lr)");
         }
         Ok(())
-    }
-
-    /// x − b_dec for every token. Shapes: x [B, d_model] → [B, d_model].
-    pub fn centered(&self, x: &[f32]) -> Vec<f32> {
-        centered(x, &self.b_dec)
     }
 }
 
@@ -104,7 +129,7 @@ impl SaeModule {
     }
 
     /// The gradients of a loss made from this module's parameters; zero where the loss does not depend on one.
-    pub fn gradients(&self, loss: &Tensor<1>) -> Gradients {
+    pub(crate) fn gradients(&self, loss: &Tensor<1>) -> ModuleGradients {
         let grads = loss.backward();
         let of_matrix = |param: &Param<Tensor<2>>| match param.val().grad(&grads) {
             Some(grad) => to_vec(grad.into_data()),
@@ -114,12 +139,7 @@ impl SaeModule {
             Some(grad) => to_vec(grad.into_data()),
             None => vec![0.0; param.val().shape().num_elements()],
         };
-        Gradients {
-            w_enc: of_matrix(&self.w_enc),
-            b_enc: of_vector(&self.b_enc),
-            w_dec: of_matrix(&self.w_dec),
-            b_dec: of_vector(&self.b_dec),
-        }
+        ModuleGradients { w_enc: of_matrix(&self.w_enc), b_enc: of_vector(&self.b_enc), w_dec: of_matrix(&self.w_dec) }
     }
 }
 

@@ -24,6 +24,7 @@ const DOC_LENGTH: usize = 25;
 fn perfect_sae(truth: &Truth) -> TrainedSae {
     let n = truth.n_features();
     TrainedSae {
+        packed: hsae::Packed::default(),
         config: Sae { name: "perfect".into(), n_coarse: N_PARENTS, n_fine: n - N_PARENTS, ..Sae::default() },
         seed: 3,
         d_model: n,

@@ -3,7 +3,7 @@
 /// glibc gives large buffers back to the system as soon as they are freed, and every tensor operation then pays page
 /// faults for its next one; kept instead, the dense training step was 1.7 times as fast. Linux with glibc only,
 /// elsewhere nothing happens.
-pub(super) fn keep_large_buffers() {
+pub fn keep_large_buffers() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt only sets parameters of the allocator, and no other thread runs yet.
     unsafe {

@@ -24,7 +24,7 @@ mod input;
 mod lock;
 mod log;
 mod manifest;
-mod memory;
+pub mod memory;
 mod source;
 mod task;
 

@@ -1,26 +1,80 @@
 //! The arithmetic on plain slices. Every function fixes the order of its sums by the shapes alone, so results do not
 //! depend on the number of threads. Vector instructions are chosen at run time.
 
-mod decode;
-mod encode;
+/// Compiles a function several times, for the vector instructions that processors have, and calls the best that this one
+/// has. What it calls takes part where it is `#[inline(always)]`. All give the same bits: none reorders a sum or fuses a
+/// product with one.
+macro_rules! vectorised {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($generic:ident: $bound:ident),+>)? ($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name $(<$($generic: $bound),+>)? ($($arg: $type),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body $(<$($generic: $bound),+>)? ($($arg: $type),*) $(-> $ret)? $body
 
-pub(crate) use decode::{decode_rows, prefix_errors, prefix_errors_backward};
-#[cfg(test)]
-pub(crate) use encode::pre_acts_at;
-pub(crate) use encode::{acts_backward, for_each_block};
-
-/// Runs `f` compiled for the best vector instructions of this processor.
-#[inline(always)]
-pub(crate) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
-    struct Op<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Op<F> {
-        type Output = R;
-        #[inline(always)]
-        fn call(self) -> R {
-            (self.0)()
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
+                fn avx512 $(<$($generic: $bound),+>)? ($($arg: $type),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
+                #[target_feature(enable = "avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
+                fn avx2 $(<$($generic: $bound),+>)? ($($arg: $type),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
+                match $crate::kernels::Vectors::detect() {
+                    // SAFETY: the processor has these instructions, as was just found.
+                    $crate::kernels::Vectors::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::kernels::Vectors::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::kernels::Vectors::Baseline => (),
+                }
+            }
+            body($($arg),*)
         }
+    };
+}
+pub(crate) use vectorised;
+
+mod collect;
+mod dense;
+mod dot;
+mod latents;
+mod reconstruct;
+pub(crate) mod screen;
+
+pub(crate) use collect::{Bounds, EncoderInput, TokenBounds, collect};
+pub(crate) use dense::{Aux, Dense, dense};
+pub(crate) use dot::dot;
+pub(crate) use latents::{Backward, Totals, backward, finish_rows};
+pub(crate) use reconstruct::{Prefixes, decode_rows, reconstruct};
+
+/// The vector instructions of this processor.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) enum Vectors {
+    Avx512,
+    Avx2,
+    Baseline,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Vectors {
+    #[inline]
+    pub(crate) fn detect() -> Self {
+        use std::arch::is_x86_feature_detected as has;
+        static FOUND: std::sync::OnceLock<Vectors> = std::sync::OnceLock::new();
+        *FOUND.get_or_init(|| {
+            let has_avx2 =
+                has!("avx2") && has!("bmi1") && has!("bmi2") && has!("fma") && has!("lzcnt") && has!("popcnt");
+            let has_avx512 =
+                has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
+            match (has_avx2, has_avx512) {
+                (true, true) => Self::Avx512,
+                (true, false) => Self::Avx2,
+                _ => Self::Baseline,
+            }
+        })
     }
-    pulp::Arch::new().dispatch(Op(f))
 }
 
 /// y += a·x.
@@ -29,28 +83,6 @@ pub(crate) fn axpy(y: &mut [f32], a: f32, x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += a * x;
     }
-}
-
-/// x·y, summed in 32 lanes so that it vectorises; the order depends on the length alone.
-#[inline(always)]
-pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
-    const LANES: usize = 32;
-    let mut sums = [0f32; LANES];
-    let (x_chunks, y_chunks) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
-    let tail: f32 = x_chunks.remainder().iter().zip(y_chunks.remainder()).map(|(x, y)| x * y).sum();
-    for (x, y) in x_chunks.zip(y_chunks) {
-        for lane in 0..LANES {
-            sums[lane] += x[lane] * y[lane];
-        }
-    }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
-        }
-    }
-    sums[0] + tail
 }
 
 /// Splits `data` at the given ascending offsets (the first 0, the last its length), so that each part can go to a thread.
@@ -63,20 +95,4 @@ pub(crate) fn split_at_offsets<'a, T>(mut data: &'a mut [T], offsets: &[usize]) 
             part
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dot_agrees_with_f64_at_every_length() {
-        for n in 0..200 {
-            let x: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin()).collect();
-            let y: Vec<f32> = (0..n).map(|i| (i as f32 * 0.11).cos()).collect();
-            let exact: f64 = x.iter().zip(&y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
-            let found = f64::from(vectorised(|| dot(&x, &y)));
-            assert!((found - exact).abs() <= 1e-5 * (1.0 + n as f64), "{n}: {found} {exact}");
-        }
-    }
 }

@@ -1,22 +1,14 @@
-//! Every term's gradient against central differences of the same term, with the selection held fixed: the gradient is
-//! that of the values of the latents that were kept.
+//! Every gradient against central differences of a naive loss in f64, with the selection held fixed; and the dense pass
+//! against the sparse one.
 
 use super::*;
-use crate::tree_terms::EdgeStats;
+use crate::activation::Kept;
+use crate::archs::Relu;
+use crate::kernels::dot;
 
 const D_MODEL: usize = 6;
 const D_SAE: usize = 10;
 const N_ROWS: usize = 8;
-
-/// Latents kept in every row; few enough for the sparse path.
-fn kept(x_centered: &[f32], weights: &Weights, latents: impl Fn(usize) -> Vec<u32>) -> SparseRows {
-    let mut rows = SparseRows::new(D_SAE);
-    for t in 0..N_ROWS {
-        rows.push_row(latents(t).into_iter().map(|j| (j, 0.0)));
-    }
-    rows.vals = kernels::pre_acts_at(x_centered, &weights.w_enc, &weights.b_enc, D_MODEL, &rows);
-    rows
-}
 
 fn batch() -> Vec<f32> {
     (0..N_ROWS * D_MODEL).map(|i| (i as f32 * 0.7).sin() + 0.3 * (i as f32 * 0.13).cos()).collect()
@@ -30,174 +22,183 @@ fn weights() -> Weights {
     weights
 }
 
-/// What varies between the cases below.
-#[derive(Default)]
+fn centered(x: &[f32], weights: &Weights) -> Vec<f32> {
+    crate::weights::centered(x, &weights.b_dec)
+}
+
+/// Entries with a pre-activation above `above`: far enough from 0 that small changes leave them there.
+fn entries(weights: &Weights, x: &[f32], above: f32) -> SparseRows {
+    let x = centered(x, weights);
+    let mut rows = SparseRows::new(D_SAE);
+    for x in x.chunks(D_MODEL) {
+        let pre = |j: usize| dot(x, &weights.w_enc[j * D_MODEL..(j + 1) * D_MODEL]) + weights.b_enc[j];
+        rows.push_row((0..D_SAE).map(|j| (j as u32, pre(j))).filter(|&(_, pre)| pre > above));
+    }
+    rows
+}
+
+/// What the naive loss is made of.
+#[derive(Clone, Default)]
 struct Terms {
-    prefixes: Vec<usize>,
-    l1: f32,
-    aux: bool,
-    tree: Option<TreeTerms>,
-    /// Keeps so many latents that the dense path is taken.
-    dense: bool,
+    ends: Vec<usize>,
+    betas: Vec<f32>,
+    l1: f64,
+    is_weighted: bool,
+    /// Dead latents, and the weight of their term.
+    dead: Vec<u32>,
+    aux: f64,
 }
 
-/// Entries that stay kept whatever the small changes of the test do to their values.
-fn entries(terms: &Terms, weights: &Weights, x: &[f32], t: usize) -> Vec<u32> {
-    let x_centered = weights.centered(x);
-    let row = &x_centered[t * D_MODEL..(t + 1) * D_MODEL];
-    let pre = |j: usize| kernels::dot(row, &weights.w_enc[j * D_MODEL..(j + 1) * D_MODEL]) + weights.b_enc[j];
-    let positive: Vec<u32> = (0..D_SAE).filter(|&j| pre(j) > 0.05).map(|j| j as u32).collect();
-    // One latent in one row in four stays below the dense path's share.
-    if terms.dense { positive } else { positive.into_iter().take(usize::from(t.is_multiple_of(2))).collect() }
+impl Terms {
+    fn prefixes(&self) -> Prefixes {
+        Prefixes { ends: self.ends.clone(), weights: self.betas.clone() }
+    }
 }
 
-/// The loss with the entries chosen at `at`, evaluated at `weights`.
-fn loss(terms: &Terms, at: &Weights, weights: &Weights, x: &[f32]) -> (Losses, Gradients) {
-    let x_centered = weights.centered(x);
-    let acts = kept(&x_centered, weights, |t| entries(terms, at, x, t));
-    let aux = terms.aux.then(|| Aux { entries: kept(&x_centered, weights, |t| vec![(t % 3) as u32 + 5]), weight: 0.5 });
-    let objective = Objective {
-        weights,
-        x: Arc::new(x.to_vec()),
-        x_centered: Arc::new(x_centered),
-        acts: Entries::new(acts),
-        prefixes: terms.prefixes.clone(),
-        beta: 0.7,
-        l1_coefficient: terms.l1,
-        aux,
-        tree: terms.tree.clone(),
+/// The loss of the entries that were chosen at `chosen`, in f64. The residual that the dead explain is that at `at`.
+fn naive(terms: &Terms, weights: &Weights, at: &Weights, chosen: &SparseRows, x: &[f32]) -> f64 {
+    let f = f64::from;
+    let pre = |weights: &Weights, t: usize, j: usize| -> f64 {
+        let row = (0..D_MODEL).map(|c| f(x[t * D_MODEL + c]) - f(weights.b_dec[c]));
+        row.zip(&weights.w_enc[j * D_MODEL..]).map(|(x, &w)| x * f(w)).sum::<f64>() + f(weights.b_enc[j])
     };
-    objective.gradients(&Device::flex().autodiff())
+    let error = |weights: &Weights, t: usize, end: usize| -> Vec<f64> {
+        let mut error: Vec<f64> = (0..D_MODEL).map(|c| f(weights.b_dec[c]) - f(x[t * D_MODEL + c])).collect();
+        for &j in chosen.row(t).0.iter().filter(|&&j| (j as usize) < end) {
+            let z = pre(weights, t, j as usize);
+            error.iter_mut().zip(&weights.w_dec[j as usize * D_MODEL..]).for_each(|(e, &w)| *e += z * f(w));
+        }
+        error
+    };
+    let square = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>();
+    let mut loss = 0.0;
+    for t in 0..N_ROWS {
+        for (&end, &beta) in terms.ends.iter().zip(&terms.betas) {
+            loss += f(beta) * square(&error(weights, t, end));
+        }
+        for &j in chosen.row(t).0 {
+            let row = &weights.w_dec[j as usize * D_MODEL..][..D_MODEL];
+            let length = row.iter().map(|&w| f(w).powi(2)).sum::<f64>().sqrt();
+            loss += terms.l1 * pre(weights, t, j as usize) * if terms.is_weighted { length } else { 1.0 };
+        }
+        if !terms.dead.is_empty() {
+            // ê − e, with e = x − x̂ held fixed.
+            let mut rest = error(at, t, D_SAE);
+            for &j in &terms.dead {
+                let z = pre(weights, t, j as usize).max(0.0);
+                rest.iter_mut().zip(&weights.w_dec[j as usize * D_MODEL..]).for_each(|(e, &w)| *e += z * f(w));
+            }
+            loss += terms.aux * square(&rest);
+        }
+    }
+    loss / N_ROWS as f64
 }
 
-/// AuxK's target is the residual as it stands, a constant: its derivative is checked with the live part held fixed.
-fn check(terms: &Terms) {
+fn gradients<A: Activation>(activation: &A, terms: &Terms, weights: &Weights, x: &[f32]) -> (Losses, Gradients) {
+    let chosen = entries(weights, x, 0.05);
+    let x = centered(x, weights);
+    let prefixes = terms.prefixes();
+    let objective = Objective {
+        activation,
+        weights,
+        x: &x,
+        target: &x,
+        prefixes: &prefixes,
+        aux: (!terms.dead.is_empty()).then_some(AuxK {
+            dead: &terms.dead,
+            k: D_SAE,
+            weight: terms.aux,
+            is_normalised: false,
+        }),
+        is_constrained: false,
+        centers_input: true,
+    };
+    let mut grads = Gradients::zeros(D_MODEL, D_SAE);
+    let found = objective.sparse(&chosen, &chosen.columns(), Vec::new(), &mut Vec::new(), &mut grads);
+    let all = grads.w_enc.iter().chain(&grads.b_enc).chain(&grads.w_dec).chain(&grads.b_dec);
+    let sum_of_squares: f64 = all.map(|&g| f64::from(g).powi(2)).sum();
+    assert!((found.sum_of_squares - sum_of_squares).abs() <= 1e-5 * sum_of_squares);
+    (found.losses, grads)
+}
+
+fn check<A: Activation>(activation: &A, terms: &Terms) {
     let (weights, x) = (weights(), batch());
-    let (losses, grads) = loss(terms, &weights, &weights, &x);
-    assert!(losses.total.is_finite());
-    type Select = fn(&mut Weights) -> &mut Vec<f32>;
-    let parameters: [(&str, Select, &Vec<f32>); 4] = [
-        ("w_enc", |w| &mut w.w_enc, &grads.w_enc),
-        ("b_enc", |w| &mut w.b_enc, &grads.b_enc),
-        ("w_dec", |w| &mut w.w_dec, &grads.w_dec),
-        ("b_dec", |w| &mut w.b_dec, &grads.b_dec),
-    ];
-    let h = 1e-2f32;
-    let mut largest = 0f64;
-    for (name, select, grads) in parameters {
-        for (i, &found) in grads.iter().enumerate() {
-            let at = |step: f32| {
+    let chosen = entries(&weights, &x, 0.05);
+    let (losses, grads) = gradients(activation, terms, &weights, &x);
+    let expected = naive(terms, &weights, &weights, &chosen, &x);
+    assert!((losses.total - expected).abs() <= 1e-5 * expected, "{} {expected}", losses.total);
+
+    const STEP: f32 = 1e-2;
+    let parameters: [fn(&mut Weights) -> &mut Vec<f32>; 4] =
+        [|w| &mut w.w_enc, |w| &mut w.b_enc, |w| &mut w.w_dec, |w| &mut w.b_dec];
+    for (found, parameter) in [&grads.w_enc, &grads.b_enc, &grads.w_dec, &grads.b_dec].into_iter().zip(parameters) {
+        for (i, &found) in found.iter().enumerate() {
+            let at = |steps: f32| {
                 let mut moved = weights.clone();
-                select(&mut moved)[i] += step;
-                loss(terms, &weights, &moved, &x).0.total
+                let value = &mut parameter(&mut moved)[i];
+                let before = *value;
+                *value += steps * STEP;
+                let moved_by = f64::from(*value) - f64::from(before);
+                (naive(terms, &moved, &weights, &chosen, &x), moved_by)
             };
-            // Five points: exact for the polynomials here, so that only rounding is left.
-            let slope = (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * f64::from(h));
-            let found = f64::from(found);
-            largest = largest.max(found.abs());
-            assert!((found - slope).abs() <= 2e-3 * (1.0 + slope.abs()), "{name}[{i}]: {found} against {slope}");
+            let ((up, right), (down, left)) = (at(1.0), at(-1.0));
+            let expected = (up - down) / (right - left);
+            assert!((f64::from(found) - expected).abs() <= 2e-3 * (1.0 + expected.abs()), "{found} {expected} at {i}");
         }
     }
-    assert!(largest > 0.01, "the term has a gradient at all");
 }
 
 #[test]
-fn reconstruction() {
-    check(&Terms::default());
+fn one_reconstruction() {
+    check(&Kept, &Terms { ends: vec![D_SAE], betas: vec![1.0], ..Terms::default() });
 }
 
 #[test]
-fn nested_reconstructions() {
-    check(&Terms { prefixes: vec![2, 5], ..Terms::default() });
+fn nested_reconstructions_with_weights_of_their_own() {
+    check(&Kept, &Terms { ends: vec![2, 5, D_SAE], betas: vec![0.5, 0.25, 1.0], ..Terms::default() });
 }
 
 #[test]
-fn l1() {
-    check(&Terms { l1: 0.3, ..Terms::default() });
-}
-
-#[test]
-fn the_dense_path() {
-    check(&Terms { prefixes: vec![4], l1: 0.2, dense: true, ..Terms::default() });
-}
-
-#[test]
-fn dense_and_sparse_paths_agree() {
-    let (weights, x) = (weights(), batch());
-    let terms = Terms { prefixes: vec![3], l1: 0.2, dense: true, ..Terms::default() };
-    let (dense, dense_grads) = loss(&terms, &weights, &weights, &x);
-    let x_centered = weights.centered(&x);
-    let acts = Entries::new(kept(&x_centered, &weights, |t| entries(&terms, &weights, &x, t)));
-    let vals = acts.rows.vals.clone();
-    let ends = [3, D_SAE];
-    let found = kernels::prefix_errors(&x, &acts.rows, &vals, &weights.w_dec, &weights.b_dec, &ends);
-    let (_, grad_w_dec, _) = kernels::prefix_errors_backward(
-        found.residuals,
-        &acts.rows,
-        &acts.columns,
-        &vals,
-        &weights.w_dec,
-        &ends,
-        &[0.7, 1.0],
-    );
-    assert!((found.errors[1] - dense.mse).abs() <= 1e-5 * dense.mse);
-    assert!((0.7 * found.errors[0] - dense.prefixes).abs() <= 1e-5 * dense.prefixes);
-    for (sparse, dense) in grad_w_dec.iter().zip(&dense_grads.w_dec) {
-        assert!((sparse - dense).abs() <= 1e-5, "{sparse} {dense}");
+fn l1_plain_and_weighted_by_the_decoder() {
+    for is_weighted in [false, true] {
+        let lengths = weights().w_dec.chunks(D_MODEL).map(|row| dot(row, row).sqrt()).collect();
+        let relu = Relu { l1: 0.3 / N_ROWS as f32, lengths: is_weighted.then_some(lengths) };
+        check(&relu, &Terms { ends: vec![D_SAE], betas: vec![1.0], l1: 0.3, is_weighted, ..Terms::default() });
     }
 }
 
-fn tree(w_mi: f32, w_coverage: f32, w_geometry: f32) -> Option<TreeTerms> {
-    let edge = |parent, child| EdgeStats { parent, child, p: 0.3, q: 0.1, p11: 0.08 };
-    let edges = vec![edge(0, 4), edge(1, 6), edge(0, 7)];
-    Some(TreeTerms { edges, threshold: 0.4, tau: 0.5, w_mi, w_coverage, w_geometry })
+#[test]
+fn dead_latents_explain_the_residual() {
+    let terms = Terms { ends: vec![4, D_SAE], betas: vec![1.0, 1.0], ..Terms::default() };
+    check(&Kept, &Terms { dead: vec![1, 5, 8], aux: 0.5, ..terms });
 }
 
 #[test]
-fn mutual_information() {
-    check(&Terms { tree: tree(2.0, 0.0, 0.0), ..Terms::default() });
-}
-
-#[test]
-fn coverage() {
-    check(&Terms { tree: tree(0.0, 0.5, 0.0), dense: true, ..Terms::default() });
-}
-
-#[test]
-fn geometry() {
-    check(&Terms { tree: tree(0.0, 0.0, 0.5), ..Terms::default() });
-}
-
-/// AuxK against the same error written with plain burn operations, residual detached.
-#[test]
-fn aux() {
+fn the_dense_pass_gives_what_the_sparse_one_does() {
     let (weights, x) = (weights(), batch());
-    let without = loss(&Terms::default(), &weights, &weights, &x).1;
-    let with = loss(&Terms { aux: true, ..Terms::default() }, &weights, &weights, &x).1;
-
-    let device = Device::flex().autodiff();
-    let module = SaeModule::new(&weights, &device);
-    let x_centered = weights.centered(&x);
-    let acts = kept(&x_centered, &weights, |t| entries(&Terms::default(), &weights, &x, t));
-    let x_hat = kernels::decode_rows(&acts, &weights.w_dec, &weights.b_dec, D_SAE);
-    let residual: Vec<f32> = x.iter().zip(&x_hat).map(|(x, x_hat)| x - x_hat).collect();
-    let matrix = |values: Vec<f32>, width| Tensor::<2>::from_data(TensorData::new(values, [N_ROWS, width]), &device);
-    let mut mask = vec![0f32; N_ROWS * D_SAE];
-    (0..N_ROWS).for_each(|t| mask[t * D_SAE + t % 3 + 5] = 1.0);
-    let pre_acts = (matrix(x.clone(), D_MODEL) - module.b_dec.val().unsqueeze::<2>())
-        .matmul(module.w_enc.val().transpose())
-        + module.b_enc.val().unsqueeze::<2>();
-    let e_hat = (pre_acts * matrix(mask, D_SAE)).matmul(module.w_dec.val());
-    let term = (e_hat - matrix(residual, D_MODEL)).square().sum_dim(1).mean().mul_scalar(0.5);
-    let expected = module.gradients(&term);
-    for (name, with, without, expected) in [
-        ("w_enc", &with.w_enc, &without.w_enc, &expected.w_enc),
-        ("b_enc", &with.b_enc, &without.b_enc, &expected.b_enc),
-        ("w_dec", &with.w_dec, &without.w_dec, &expected.w_dec),
-        ("b_dec", &with.b_dec, &without.b_dec, &expected.b_dec),
-    ] {
-        for ((with, without), expected) in with.iter().zip(without).zip(expected) {
-            assert!((with - without - expected).abs() <= 1e-5, "{name}: {with} − {without} against {expected}");
-        }
+    let chosen = entries(&weights, &x, 0.0);
+    let x = centered(&x, &weights);
+    let prefixes = Prefixes { ends: vec![3, D_SAE], weights: vec![0.5, 1.0] };
+    let relu = Relu { l1: 0.01, lengths: None };
+    let objective = Objective {
+        activation: &relu,
+        weights: &weights,
+        x: &x,
+        target: &x,
+        prefixes: &prefixes,
+        aux: None,
+        is_constrained: true,
+        centers_input: true,
+    };
+    let (mut sparse, mut dense) = (Gradients::zeros(D_MODEL, D_SAE), Gradients::zeros(D_MODEL, D_SAE));
+    let of_sparse = objective.sparse(&chosen, &chosen.columns(), Vec::new(), &mut Vec::new(), &mut sparse);
+    let (of_dense, counts) = objective.dense(Vec::new(), &mut dense);
+    assert_eq!(counts.firings, chosen.firings());
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * (1.0 + a.abs());
+    assert!(near(of_sparse.losses.total, of_dense.losses.total));
+    assert!(near(of_sparse.sum_of_squares, of_dense.sum_of_squares));
+    for (a, b) in [(&sparse.w_enc, &dense.w_enc), (&sparse.b_enc, &dense.b_enc), (&sparse.w_dec, &dense.w_dec)] {
+        assert!(a.iter().zip(b).all(|(a, b)| near(f64::from(*a), f64::from(*b))));
     }
+    assert!(sparse.b_dec.iter().zip(&dense.b_dec).all(|(a, b)| near(f64::from(*a), f64::from(*b))));
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::kernels::screen::{PackedEncoder, Path};
 
 /// Pre-activations [n_rows, n_cols], mixed enough that no two are equal.
 fn made_up(n_rows: usize, n_cols: usize) -> Vec<f32> {
@@ -12,8 +13,9 @@ fn identity(n: usize) -> Vec<f32> {
 
 fn select(x: &[f32], n: usize, budget: &Budget, scope: Scope, gate: Option<Gate>, guess: f32) -> Selection {
     let (w_enc, b_enc) = (identity(n), vec![0.0; n]);
-    let input = EncoderInput { x_centered: x, w_enc: &w_enc, b_enc: &b_enc, d_model: n };
-    select_batch(input, budget, scope, gate, None, guess)
+    let packed = PackedEncoder::pack(Path::detect(), &w_enc, n);
+    let input = EncoderInput { x_centered: x, w_enc: &w_enc, b_enc: &b_enc, d_model: n, packed: &packed };
+    select_batch(input, budget, scope, gate, guess)
 }
 
 fn naive_topk(x: &[f32], n: usize, k: usize) -> Vec<Vec<u32>> {
@@ -32,9 +34,11 @@ fn topk_keeps_the_k_largest_of_each_token() {
     let (n, k) = (96, 5);
     let x = made_up(300, n);
     let budget = Budget::Shared { k: k as f64, fine: k as f64, n_coarse: 0 };
-    let found = select(&x, n, &budget, Scope::Token, None, 0.0).acts;
-    for (t, expected) in naive_topk(&x, n, k).into_iter().enumerate() {
-        assert_eq!(found.row(t).0, expected, "token {t}");
+    for guess in [0.0, 1e-3, 0.1, 100.0] {
+        let found = select(&x, n, &budget, Scope::Token, None, guess).pre_acts;
+        for (t, expected) in naive_topk(&x, n, k).into_iter().enumerate() {
+            assert_eq!(found.row(t).0, expected, "token {t}, guess {guess}");
+        }
     }
 }
 
@@ -48,8 +52,8 @@ fn batchtopk_keeps_the_kb_largest_of_the_batch_whatever_the_guess() {
     let budget = Budget::Shared { k: k as f64, fine: k as f64, n_coarse: 0 };
     for guess in [0.0, threshold - 0.1, threshold, threshold + 1.0, 100.0] {
         let found = select(&x, n, &budget, Scope::Batch, None, guess);
-        assert_eq!(found.acts.nnz(), k * n_rows);
-        assert!(found.acts.vals.iter().all(|&value| value >= threshold), "guess {guess}");
+        assert_eq!(found.pre_acts.nnz(), k * n_rows);
+        assert!(found.pre_acts.vals.iter().all(|&value| value >= threshold), "guess {guess}");
         assert_eq!(found.threshold, threshold);
     }
 }
@@ -60,7 +64,7 @@ fn levels_have_budgets_of_their_own() {
     let x = made_up(n_rows, n);
     let budget = Budget::PerLevel { coarse: 2.0, fine: 5.0, n_coarse };
     for scope in [Scope::Token, Scope::Batch] {
-        let found = select(&x, n, &budget, scope, None, 0.0).acts;
+        let found = select(&x, n, &budget, scope, None, 0.0).pre_acts;
         let n_found = found.idx.iter().filter(|&&j| (j as usize) < n_coarse).count();
         assert_eq!((n_found, found.nnz() - n_found), (2 * n_rows, 5 * n_rows));
     }
@@ -71,7 +75,7 @@ fn the_fine_share_is_capped_while_it_ramps() {
     let (n, n_coarse, n_rows) = (64, 16, 100);
     let x = made_up(n_rows, n);
     let budget = Budget::Shared { k: 4.0, fine: 1.0, n_coarse };
-    let found = select(&x, n, &budget, Scope::Batch, None, 0.0).acts;
+    let found = select(&x, n, &budget, Scope::Batch, None, 0.0).pre_acts;
     let n_fine = found.idx.iter().filter(|&&j| j as usize >= n_coarse).count();
     assert_eq!(found.nnz(), 4 * n_rows);
     assert!(n_fine <= n_rows);
@@ -85,18 +89,18 @@ fn a_silent_parent_costs_its_child_the_gate_and_no_value() {
     let budget = Budget::Shared { k: 2.0, fine: 2.0, n_coarse: 0 };
     let gate = Gate { parent: &parent, strength: 0.5 };
     let found = select(&x, 4, &budget, Scope::Token, Some(gate), 0.0);
-    assert_eq!(found.acts.row(0), (&[1, 2][..], &[1.0, 0.9][..]));
-    assert_eq!(found.acts.row(1), (&[0, 1][..], &[5.0, 1.0][..]));
+    assert_eq!(found.pre_acts.row(0), (&[1, 2][..], &[1.0, 0.9][..]));
+    assert_eq!(found.pre_acts.row(1), (&[0, 1][..], &[5.0, 1.0][..]));
 
     let one = Budget::Shared { k: 1.0, fine: 1.0, n_coarse: 0 };
     let found = select(&x, 4, &one, Scope::Token, Some(gate), 0.0);
-    assert_eq!(found.acts.row(0), (&[2][..], &[0.9][..]), "the gated child loses to its rival");
-    assert_eq!(found.ungated.row(0), (&[1][..], &[1.0][..]), "but fires without the gate");
+    assert_eq!(found.pre_acts.row(0), (&[2][..], &[0.9][..]), "the gated child loses to its rival");
+    assert_eq!(found.ungated().row(0), (&[1][..], &[1.0][..]), "but fires without the gate");
 }
 
 #[test]
 fn relu_keeps_every_positive_score() {
     let x = made_up(50, 32);
-    let found = select(&x, 32, &Budget::All, Scope::Batch, None, 3.0).acts;
+    let found = select(&x, 32, &Budget::All, Scope::Batch, None, 3.0).pre_acts;
     assert_eq!(found.nnz(), x.iter().filter(|&&value| value > 0.0).count());
 }

@@ -17,9 +17,9 @@ fn planted(n_rows: usize, seed: u64) -> Vec<f32> {
     for row in rows.chunks_exact_mut(D_MODEL) {
         for j in 0..4 {
             if rng.random_bool(0.25) {
-                crate::kernels::axpy(row, 2.0 + rng.random::<f32>(), &directions[j * D_MODEL..][..D_MODEL]);
+                axpy(row, 2.0 + rng.random::<f32>(), &directions[j * D_MODEL..][..D_MODEL]);
                 if rng.random_bool(0.5) {
-                    crate::kernels::axpy(row, 2.0 + rng.random::<f32>(), &directions[(j + 4) * D_MODEL..][..D_MODEL]);
+                    axpy(row, 2.0 + rng.random::<f32>(), &directions[(j + 4) * D_MODEL..][..D_MODEL]);
                 }
             }
         }

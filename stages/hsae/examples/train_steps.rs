@@ -1,0 +1,188 @@
+//! Trains one SAE for a few steps on activations from a file and prints a line of JSON: what `make bench` measures.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use artifact::config::{Arch, AuxK, Curriculum, Prefixes, Sae, Train, Tree};
+use clap::Parser;
+use hsae::{Trainer, Weights};
+use serde_json::json;
+
+#[derive(Parser)]
+struct Args {
+    /// Raw little-endian f32, [n, d_model], normalised.
+    #[arg(long)]
+    activations: PathBuf,
+    /// Raw little-endian f32, [d_sae, d_model]: the decoder's rows, and the encoder's.
+    #[arg(long)]
+    init: Option<PathBuf>,
+    #[arg(long, default_value_t = 512)]
+    d_model: usize,
+    #[arg(long, default_value_t = 8192)]
+    d_sae: usize,
+    #[arg(long, default_value_t = 4096)]
+    batch: usize,
+    #[arg(long, default_value_t = 32)]
+    k: usize,
+    /// Measured steps.
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    /// Steps before them.
+    #[arg(long, default_value_t = 3)]
+    warmup: usize,
+    #[arg(long, default_value = "topk")]
+    arch: String,
+    #[arg(long, default_value_t = 3e-4)]
+    lr: f64,
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+}
+
+fn main() -> Result<()> {
+    artifact::stage::memory::keep_large_buffers();
+    let args = Args::parse();
+    rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
+    let x = read(&args.activations)?;
+    let batch_len = args.batch * args.d_model;
+    ensure!(x.len() >= batch_len, "{}: fewer rows than one batch", args.activations.display());
+    let n_steps = args.warmup + args.steps;
+    let n_batches = x.len() / batch_len;
+
+    let mean = mean(&x, args.d_model);
+    let mut trainer = Trainer::new(&sae(&args)?, &train(&args, n_steps), 0, &mean);
+    if let Some(init) = &args.init {
+        let rows = read(init)?;
+        ensure!(rows.len() == args.d_sae * args.d_model, "{}: not [d_sae, d_model]", init.display());
+        trainer.state.weights = Weights { w_enc: rows.clone(), w_dec: rows, ..trainer.state.weights.clone() };
+        trainer.repack();
+    }
+    let (mut step_ms, mut fvu, mut l0, mut before) = (vec![], vec![], 0.0, trainer.timing());
+    for step in 0..n_steps {
+        if step == args.warmup {
+            before = trainer.timing();
+        }
+        let batch = step % n_batches * batch_len;
+        let batch = x[batch..batch + batch_len].to_vec();
+        let start = Instant::now();
+        let row = trainer.step(batch)?;
+        if step >= args.warmup {
+            step_ms.push(1e3 * start.elapsed().as_secs_f64());
+        }
+        fvu.push(row.fvu);
+        l0 = row.l0_coarse + row.l0_fine;
+    }
+    let after = trainer.timing();
+    let part = |after: f64, before: f64| 1e3 * (after - before) / args.steps as f64;
+    let mut sorted = step_ms.clone();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted[sorted.len() / 2];
+    println!(
+        "{}",
+        json!({
+            "arch": args.arch,
+            "tokens_per_s": 1e3 * args.batch as f64 / median,
+            "step_ms": step_ms,
+            "parts_ms": {
+                "select": part(after.select_s, before.select_s),
+                "tree": part(after.tree_s, before.tree_s),
+                "gradients": part(after.gradients_s, before.gradients_s),
+                "adam": part(after.adam_s, before.adam_s),
+            },
+            "fvu": fvu,
+            "l0": l0,
+            "peak_rss_mb": peak_rss_mb(),
+            "peak_gflops": peak_gflops(),
+            "path": hsae::screen_path(),
+        })
+    );
+    Ok(())
+}
+
+fn sae(args: &Args) -> Result<Sae> {
+    let arch: Arch = serde_json::from_value(json!(args.arch)).context("--arch")?;
+    let n_coarse = if matches!(arch, Arch::Matryoshka | Arch::Hiersae) { args.d_sae / 8 } else { 0 };
+    let is_hiersae = arch == Arch::Hiersae;
+    Ok(Sae {
+        name: args.arch.clone(),
+        arch,
+        n_coarse,
+        n_fine: args.d_sae - n_coarse,
+        k: args.k,
+        aux_k: AuxK { weight: 0.0, ..AuxK::default() },
+        // All that HierSAE ever does, in every measured step.
+        curriculum: is_hiersae.then(|| Curriculum { coarse_until: 0.0, fine_full_at: 0.0, ..Curriculum::default() }),
+        tree: is_hiersae.then(|| Tree { gate_from: 0.0, gate_to: 0.0, ..Tree::default() }),
+        prefixes: is_hiersae.then(|| Prefixes { fixed: vec![n_coarse], ..Prefixes::default() }),
+        ..Sae::default()
+    })
+}
+
+fn train(args: &Args, n_steps: usize) -> Train {
+    Train {
+        batch_size: args.batch,
+        n_tokens: (n_steps * args.batch) as u64,
+        lr: args.lr,
+        lr_warmup: 0.0,
+        lr_decay: 0.0,
+        ..Train::default()
+    }
+}
+
+fn read(path: &PathBuf) -> Result<Vec<f32>> {
+    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    Ok(bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
+}
+
+fn mean(x: &[f32], d_model: usize) -> Vec<f32> {
+    let mut sum = vec![0f64; d_model];
+    for row in x.chunks_exact(d_model) {
+        sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
+    }
+    sum.iter().map(|sum| (sum / (x.len() / d_model) as f64) as f32).collect()
+}
+
+/// The largest resident memory of this process so far, where the system tells.
+fn peak_rss_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
+}
+
+/// f32 products of large matrices on all threads: the best of a few.
+fn peak_gflops() -> f64 {
+    let n = 2048;
+    let (a, b, mut c) = (vec![0.5f32; n * n], vec![0.25f32; n * n], vec![0f32; n * n]);
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let start = Instant::now();
+        // SAFETY: three square matrices, row-major, none of which overlaps another.
+        unsafe {
+            let (row, col) = (n as isize, 1);
+            let parallelism = gemm::Parallelism::Rayon(0);
+            gemm::gemm(
+                n,
+                n,
+                n,
+                c.as_mut_ptr(),
+                col,
+                row,
+                false,
+                a.as_ptr(),
+                col,
+                row,
+                b.as_ptr(),
+                col,
+                row,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    2.0 * (n as f64).powi(3) / best / 1e9
+}

@@ -1,0 +1,392 @@
+//! The dense way: products of whole matrices, for activations that are not sparse. A ReLU SAE starts half dense; and
+//! AuxK asks so many dead latents to speak that most of them do.
+
+use rayon::prelude::*;
+
+use super::reconstruct::{Prefixes, Reconstruction, suffix_sums};
+use super::{axpy, dot};
+use crate::activation::{Activation, Flow, Own};
+use crate::gradients::{Extra, Gradients};
+
+/// Tokens whose dense activations are held at once.
+const BLOCK_ROWS: usize = 256;
+/// Tokens per parallel piece of elementwise work, and per partial sum.
+const ELEMENTWISE_ROWS: usize = 64;
+
+/// A matrix by its rows and columns' distances.
+#[derive(Clone, Copy)]
+struct Mat<'a> {
+    values: &'a [f32],
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    fn rows(values: &'a [f32], width: usize) -> Self {
+        Self { values, row_stride: width, col_stride: 1 }
+    }
+
+    fn transposed(self) -> Self {
+        Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+}
+
+/// out [m, n] = beta·out + a [m, k] · b [k, n]; `out` has rows of `stride`.
+#[expect(clippy::too_many_arguments, reason = "the sizes and operands of a matrix product")]
+fn multiply(m: usize, k: usize, n: usize, a: Mat, b: Mat, beta: f32, out: &mut [f32], stride: usize) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let last = |mat: Mat, rows: usize, cols: usize| (rows - 1) * mat.row_stride + (cols - 1) * mat.col_stride;
+    assert!(k > 0 && a.values.len() > last(a, m, k) && b.values.len() > last(b, k, n), "operands hold their shapes");
+    assert!(out.len() > (m - 1) * stride + n - 1 && stride >= n, "out is [m, stride]");
+    // SAFETY: the three pointers are valid for the shapes and strides given, as asserted above, and `out` is borrowed
+    // mutably, so nothing aliases it.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            stride as isize,
+            beta != 0.0,
+            a.values.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.values.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            beta,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::Rayon(0),
+        );
+    }
+}
+
+/// Parameters and a batch, for the dense pass.
+pub(crate) struct Dense<'a> {
+    /// The encoder's input and the target without b_dec, [B, d_model].
+    pub(crate) x: &'a [f32],
+    pub(crate) target: &'a [f32],
+    pub(crate) w_enc: &'a [f32],
+    pub(crate) b_enc: &'a [f32],
+    pub(crate) w_dec: &'a [f32],
+    pub(crate) d_model: usize,
+    pub(crate) prefixes: &'a Prefixes,
+}
+
+/// What the dense pass finds beside the gradients.
+pub(crate) struct DenseFound {
+    pub(crate) reconstruction: Reconstruction,
+    pub(crate) penalty: f64,
+    /// Tokens on which each latent is active, and the sum of its activations, [d_sae].
+    pub(crate) firings: Vec<u64>,
+    pub(crate) sum_acts: Vec<f64>,
+}
+
+/// Loss and gradients of a batch by dense products; the same as `reconstruct` and `backward` give for the entries where
+/// `act` or `gate_act` is not 0 or the threshold near. `grads` is overwritten, but b_dec; nothing is projected yet.
+pub(crate) fn dense<A: Activation>(activation: &A, input: &Dense, grads: &mut Gradients) -> DenseFound {
+    let (d_model, d_sae) = (input.d_model, input.b_enc.len());
+    let n_rows = input.x.len() / d_model;
+    let ends = &input.prefixes.ends;
+    let n_channels = ends.len() + usize::from(A::HAS_GATE);
+    let rows = BLOCK_ROWS.min(n_rows);
+    let mut pre_acts = vec![0f32; rows * d_sae];
+    let mut acts = vec![0f32; rows * d_sae];
+    let mut gate_acts = vec![0f32; if A::HAS_GATE { rows * d_sae } else { 0 }];
+    let mut grad_acts = vec![0f32; rows * d_sae];
+    let mut grad_gate = vec![0f32; gate_acts.len()];
+    let mut flow = vec![0f32; rows * n_channels * d_model];
+    let mut found = DenseFound {
+        reconstruction: Reconstruction { errors: vec![0.0; n_channels], grad_b_dec: vec![0.0; d_model] },
+        penalty: 0.0,
+        firings: vec![0; d_sae],
+        sum_acts: vec![0.0; d_sae],
+    };
+    grads.b_enc.fill(0.0);
+    grads.own.fill([0.0; 2]);
+    for (block, (x, target)) in
+        input.x.chunks(BLOCK_ROWS * d_model).zip(input.target.chunks(BLOCK_ROWS * d_model)).enumerate()
+    {
+        let n = x.len() / d_model;
+        pre_acts[..n * d_sae].par_chunks_mut(d_sae).for_each(|row| row.copy_from_slice(input.b_enc));
+        let w_enc = Mat::rows(input.w_enc, d_model);
+        multiply(n, d_model, d_sae, Mat::rows(x, d_model), w_enc.transposed(), 1.0, &mut pre_acts, d_sae);
+        let each_row = acts.par_chunks_mut(d_sae).zip(pre_acts.par_chunks(d_sae)).take(n);
+        each_row.for_each(|(acts, pre)| act_row(activation, pre, acts));
+        if A::HAS_GATE {
+            let each_row = gate_acts.par_chunks_mut(d_sae).zip(pre_acts.par_chunks(d_sae)).take(n);
+            each_row.for_each(|(acts, pre)| gate_row(activation, pre, acts));
+        }
+
+        // Residuals of all channels, then what flows back into each.
+        let stride = n_channels * d_model;
+        let mut start = 0;
+        for (p, &end) in ends.iter().enumerate() {
+            for t in 0..n {
+                let (before, after) = flow[t * stride..(t + 1) * stride].split_at_mut(p * d_model);
+                match p {
+                    0 => after[..d_model].iter_mut().zip(&target[t * d_model..]).for_each(|(r, x)| *r = -x),
+                    _ => after[..d_model].copy_from_slice(&before[(p - 1) * d_model..]),
+                }
+            }
+            let part = Mat { values: &acts[start..], row_stride: d_sae, col_stride: 1 };
+            let w_dec = Mat::rows(&input.w_dec[start * d_model..], d_model);
+            multiply(n, end - start, d_model, part, w_dec, 1.0, &mut flow[p * d_model..], stride);
+            start = end;
+        }
+        if A::HAS_GATE {
+            for t in 0..n {
+                let at = t * stride + ends.len() * d_model;
+                flow[at..at + d_model].iter_mut().zip(&target[t * d_model..]).for_each(|(r, x)| *r = -x);
+            }
+            let w_dec = Mat::rows(input.w_dec, d_model);
+            let acts = Mat::rows(&gate_acts, d_sae);
+            multiply(n, d_sae, d_model, acts, w_dec, 1.0, &mut flow[ends.len() * d_model..], stride);
+        }
+        flow_back(&mut flow[..n * stride], d_model, input.prefixes, n_rows, &mut found.reconstruction);
+
+        // Back through the decoder, then through each latent.
+        let beta = if block == 0 { 0.0 } else { 1.0 };
+        let mut start = 0;
+        for (p, &end) in ends.iter().enumerate() {
+            let of_prefix = Mat { values: &flow[p * d_model..], row_stride: stride, col_stride: 1 };
+            let w_dec = Mat::rows(&input.w_dec[start * d_model..], d_model).transposed();
+            multiply(n, d_model, end - start, of_prefix, w_dec, 0.0, &mut grad_acts[start..], d_sae);
+            let acts = Mat { values: &acts[start..], row_stride: d_sae, col_stride: 1 }.transposed();
+            let out = &mut grads.w_dec[start * d_model..end * d_model];
+            multiply(end - start, n, d_model, acts, of_prefix, beta, out, d_model);
+            start = end;
+        }
+        if A::HAS_GATE {
+            let of_gate = Mat { values: &flow[ends.len() * d_model..], row_stride: stride, col_stride: 1 };
+            let w_dec = Mat::rows(input.w_dec, d_model).transposed();
+            multiply(n, d_model, d_sae, of_gate, w_dec, 0.0, &mut grad_gate, d_sae);
+        }
+        let elementwise = Elementwise {
+            activation,
+            n,
+            d_sae,
+            pre_acts: &pre_acts,
+            acts: &acts,
+            gate_acts: &gate_acts,
+            grad_gate: &grad_gate,
+        };
+        elementwise.run(&mut grad_acts, grads, &mut found);
+        let grad_pre = Mat::rows(&grad_acts, d_sae).transposed();
+        multiply(d_sae, n, d_model, grad_pre, Mat::rows(x, d_model), beta, &mut grads.w_enc, d_model);
+    }
+    for (j, (&sum_act, grad)) in found.sum_acts.iter().zip(grads.w_dec.chunks_exact_mut(d_model)).enumerate() {
+        activation.decoder_row(j, sum_act, &input.w_dec[j * d_model..(j + 1) * d_model], grad);
+    }
+    found
+}
+
+vectorised! {
+    fn act_row<A: Activation>(activation: &A, pre_acts: &[f32], acts: &mut [f32]) {
+        acts.iter_mut().zip(pre_acts).enumerate().for_each(|(j, (z, &pre))| *z = activation.act(j, pre));
+    }
+}
+
+vectorised! {
+    fn gate_row<A: Activation>(activation: &A, pre_acts: &[f32], acts: &mut [f32]) {
+        acts.iter_mut().zip(pre_acts).enumerate().for_each(|(j, (z, &pre))| *z = activation.gate_act(j, pre));
+    }
+}
+
+vectorised! {
+    /// Residuals of some tokens, [n, channels, d_model], into what flows back; their errors and sums are added up.
+    fn flow_back(flow: &mut [f32], d_model: usize, prefixes: &Prefixes, n_rows: usize, found: &mut Reconstruction) {
+        let scale = 2.0 / n_rows as f32;
+        for token in flow.chunks_exact_mut(found.errors.len() * d_model) {
+            for (error, residual) in found.errors.iter_mut().zip(token.chunks_exact(d_model)) {
+                *error += f64::from(dot(residual, residual)) / n_rows as f64;
+            }
+            suffix_sums(token, d_model, &prefixes.weights, scale);
+            token[prefixes.len() * d_model..].iter_mut().for_each(|g| *g *= scale);
+            axpy(&mut found.grad_b_dec, 1.0, &token[..d_model]);
+        }
+    }
+}
+
+/// The part between the products: what each latent does to what flows back.
+struct Elementwise<'a, A> {
+    activation: &'a A,
+    /// Tokens of the block.
+    n: usize,
+    d_sae: usize,
+    /// All [n, d_sae].
+    pre_acts: &'a [f32],
+    acts: &'a [f32],
+    gate_acts: &'a [f32],
+    grad_gate: &'a [f32],
+}
+
+vectorised! {
+    fn elementwise_rows<A: Activation>(input: &Elementwise<A>, first: usize, grad_acts: &mut [f32]) -> Sums {
+        let d_sae = input.d_sae;
+        let mut sums = Sums {
+            bias: vec![0.0; d_sae],
+            own: vec![Own::default(); d_sae],
+            firings: vec![0; d_sae],
+            acts: vec![0.0; d_sae],
+            penalty: 0.0,
+        };
+        for (i, grads) in grad_acts.chunks_exact_mut(d_sae).enumerate() {
+            input.token(first + i, grads, &mut sums);
+        }
+        sums
+    }
+}
+
+/// Sums over some tokens, [d_sae].
+struct Sums {
+    bias: Vec<f32>,
+    own: Vec<Own>,
+    firings: Vec<u64>,
+    acts: Vec<f64>,
+    penalty: f64,
+}
+
+impl<A: Activation> Elementwise<'_, A> {
+    /// Turns `grad_acts` into gradients of the pre-activations, in place, and adds up what is summed over tokens.
+    fn run(&self, grad_acts: &mut [f32], grads: &mut Gradients, found: &mut DenseFound) {
+        let d_sae = self.d_sae;
+        let parts: Vec<Sums> = grad_acts[..self.n * d_sae]
+            .par_chunks_mut(ELEMENTWISE_ROWS * d_sae)
+            .enumerate()
+            .map(|(block, grad_acts)| elementwise_rows(self, block * ELEMENTWISE_ROWS, grad_acts))
+            .collect();
+        for part in parts {
+            found.penalty += part.penalty;
+            for j in 0..d_sae {
+                grads.b_enc[j] += part.bias[j];
+                (0..2).for_each(|i| grads.own[j][i] += part.own[j].0[i]);
+                found.firings[j] += part.firings[j];
+                found.sum_acts[j] += part.acts[j];
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn token(&self, t: usize, grads: &mut [f32], sums: &mut Sums) {
+        let row = t * self.d_sae..(t + 1) * self.d_sae;
+        let (pre_acts, acts) = (&self.pre_acts[row.clone()], &self.acts[row.clone()]);
+        for (j, grad) in grads.iter_mut().enumerate() {
+            let gate = if A::HAS_GATE { self.grad_gate[row.start + j] } else { 0.0 };
+            let flow = Flow { act: *grad, gate };
+            *grad = self.activation.backward(j, pre_acts[j], flow, &mut sums.own[j]);
+            sums.bias[j] += *grad;
+            sums.penalty += self.activation.penalty(j, pre_acts[j]);
+            sums.acts[j] += f64::from(acts[j]);
+            let is_active = if A::HAS_GATE { self.gate_acts[row.start + j] > 0.0 } else { acts[j] > 0.0 };
+            sums.firings[j] += u64::from(is_active);
+        }
+    }
+}
+
+/// Dead latents reconstruct what the live ones leave.
+/// Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix A.2.
+pub(crate) struct Aux<'a> {
+    /// The encoder's input, [B, d_model].
+    pub(crate) x: &'a [f32],
+    /// x̂ − x, [B, stride] with d_model values a token.
+    pub(crate) residuals: &'a [f32],
+    pub(crate) stride: usize,
+    /// The residual is `residuals` times this.
+    pub(crate) residual_scale: f32,
+    pub(crate) w_enc: &'a [f32],
+    pub(crate) b_enc: &'a [f32],
+    pub(crate) w_dec: &'a [f32],
+    pub(crate) d_model: usize,
+    /// Ascending.
+    pub(crate) dead: &'a [u32],
+    /// Of which so many speak for a token: those with the largest positive pre-activations.
+    pub(crate) k: usize,
+    /// Weight of the mean over tokens of ‖e − ê‖².
+    pub(crate) weight: f32,
+}
+
+impl Aux<'_> {
+    /// The mean over tokens of ‖e − ê‖², unweighted, and the gradients of the weighted one.
+    pub(crate) fn run(&self) -> (f64, Extra) {
+        let (d_model, n_dead) = (self.d_model, self.dead.len());
+        let n_rows = self.x.len() / d_model;
+        let gather = |matrix: &[f32]| -> Vec<f32> {
+            let row = |&j: &u32| &matrix[j as usize * d_model..(j as usize + 1) * d_model];
+            self.dead.iter().flat_map(row).copied().collect()
+        };
+        let (w_enc, w_dec) = (gather(self.w_enc), gather(self.w_dec));
+        let b_enc: Vec<f32> = self.dead.iter().map(|&j| self.b_enc[j as usize]).collect();
+        let mut extra = Extra {
+            latents: self.dead.to_vec(),
+            w_enc: vec![0.0; n_dead * d_model],
+            b_enc: vec![0.0; n_dead],
+            w_dec: vec![0.0; n_dead * d_model],
+            own: Vec::new(),
+        };
+        let rows = BLOCK_ROWS.min(n_rows);
+        let mut acts = vec![0f32; rows * n_dead];
+        let mut grad_acts = vec![0f32; rows * n_dead];
+        let mut flow = vec![0f32; rows * d_model];
+        let (mut error, scale) = (0.0, 2.0 * self.weight / n_rows as f32);
+        for first in (0..n_rows).step_by(BLOCK_ROWS) {
+            let n = BLOCK_ROWS.min(n_rows - first);
+            let x = Mat::rows(&self.x[first * d_model..(first + n) * d_model], d_model);
+            acts[..n * n_dead].par_chunks_mut(n_dead).for_each(|row| row.copy_from_slice(&b_enc));
+            multiply(n, d_model, n_dead, x, Mat::rows(&w_enc, d_model).transposed(), 1.0, &mut acts, n_dead);
+            acts[..n * n_dead].par_chunks_mut(n_dead).for_each(|row| keep_largest(row, self.k));
+            // ê − e, where e = x − x̂.
+            for (t, out) in flow.chunks_exact_mut(d_model).take(n).enumerate() {
+                let residual = &self.residuals[(first + t) * self.stride..][..d_model];
+                out.iter_mut().zip(residual).for_each(|(out, r)| *out = self.residual_scale * r);
+            }
+            multiply(n, n_dead, d_model, Mat::rows(&acts, n_dead), Mat::rows(&w_dec, d_model), 1.0, &mut flow, d_model);
+            for row in flow.chunks_exact_mut(d_model).take(n) {
+                error += f64::from(dot(row, row)) / n_rows as f64;
+                row.iter_mut().for_each(|g| *g *= scale);
+            }
+            let flow_mat = Mat::rows(&flow[..n * d_model], d_model);
+            multiply(
+                n,
+                d_model,
+                n_dead,
+                flow_mat,
+                Mat::rows(&w_dec, d_model).transposed(),
+                0.0,
+                &mut grad_acts,
+                n_dead,
+            );
+            let acts_mat = Mat::rows(&acts[..n * n_dead], n_dead).transposed();
+            multiply(n_dead, n, d_model, acts_mat, flow_mat, 1.0, &mut extra.w_dec, d_model);
+            for (grads, acts) in grad_acts.chunks_exact_mut(n_dead).zip(acts.chunks_exact(n_dead)).take(n) {
+                for ((grad, act), bias) in grads.iter_mut().zip(acts).zip(&mut extra.b_enc) {
+                    *grad = if *act > 0.0 { *grad } else { 0.0 };
+                    *bias += *grad;
+                }
+            }
+            let grads = Mat::rows(&grad_acts[..n * n_dead], n_dead).transposed();
+            multiply(n_dead, n, d_model, grads, x, 1.0, &mut extra.w_enc, d_model);
+        }
+        (error, extra)
+    }
+}
+
+/// The k largest positive values stay, the others become 0; of equal ones the first.
+fn keep_largest(row: &mut [f32], k: usize) {
+    row.iter_mut().for_each(|value| *value = value.max(0.0));
+    if row.len() <= k {
+        return;
+    }
+    let mut order: Vec<u32> = (0..row.len() as u32).filter(|&i| row[i as usize] > 0.0).collect();
+    if order.len() > k {
+        let by_value = |&a: &u32, &b: &u32| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b));
+        order.select_nth_unstable_by(k, by_value);
+        order[k..].iter().for_each(|&i| row[i as usize] = 0.0);
+    }
+}

@@ -1,0 +1,163 @@
+//! Nested reconstructions from sparse activations, and their errors' gradients. A longer prefix is a shorter one plus the
+//! latents in between, so that several cost one decode.
+
+use rayon::prelude::*;
+
+use super::{axpy, dot};
+use crate::activation::Activation;
+use crate::sparse::SparseRows;
+
+/// Tokens per parallel piece of work, and per partial sum.
+const BLOCK_ROWS: usize = 64;
+
+/// x̂ = b_dec + Σ_j z_j W_dec[j], over the latents below `n_latents`.
+/// Shapes: acts [B, d_sae] sparse, w_dec [d_sae, d_model], b_dec [d_model] → [B, d_model].
+pub(crate) fn decode_rows(acts: &SparseRows, w_dec: &[f32], b_dec: &[f32], n_latents: usize) -> Vec<f32> {
+    let d_model = b_dec.len();
+    let mut out = vec![0f32; acts.n_rows() * d_model];
+    out.par_chunks_mut(BLOCK_ROWS * d_model).enumerate().for_each(|(block, out)| {
+        decode_block(acts, w_dec, b_dec, n_latents, block * BLOCK_ROWS, out);
+    });
+    out
+}
+
+vectorised! {
+    fn decode_block(acts: &SparseRows, w_dec: &[f32], b_dec: &[f32], n_latents: usize, first: usize, out: &mut [f32]) {
+        let d_model = b_dec.len();
+        for (i, out) in out.chunks_exact_mut(d_model).enumerate() {
+            out.copy_from_slice(b_dec);
+            let (idx, vals) = acts.row(first + i);
+            for (&j, &value) in idx.iter().zip(vals).take_while(|&(&j, _)| (j as usize) < n_latents) {
+                axpy(out, value, &w_dec[j as usize * d_model..(j as usize + 1) * d_model]);
+            }
+        }
+    }
+}
+
+/// Which reconstructions there are, and what the squared error of each weighs in the loss.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Prefixes {
+    /// Ascending, the last is d_sae.
+    pub(crate) ends: Vec<usize>,
+    /// Alike; the last is above zero.
+    pub(crate) weights: Vec<f32>,
+}
+
+impl Prefixes {
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The first prefix that latent j is part of.
+    pub(crate) fn of(&self, j: usize) -> usize {
+        self.ends.partition_point(|&end| end <= j)
+    }
+}
+
+/// What the reconstructions of a batch leave.
+pub(crate) struct Reconstruction {
+    /// Mean over tokens of ‖x − x̂_m‖², one per prefix, the gate's reconstruction last where there is one.
+    pub(crate) errors: Vec<f64>,
+    /// ∂L/∂b_dec as far as it comes through the reconstructions, [d_model].
+    pub(crate) grad_b_dec: Vec<f32>,
+}
+
+/// Errors of all reconstructions, and in `grads` what flows back into each: the sum of ∂L/∂x̂_m over a prefix and all
+/// longer ones, which is what a latent receives whose first prefix it is.
+/// Shapes: x_centered [B, d_model] (the target without b_dec), pre_acts sparse [B, d_sae], grads [B, channels, d_model],
+/// where the channels are the prefixes and, with a gate, its reconstruction.
+/// Source: Bussmann et al. 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", equation 2.
+pub(crate) fn reconstruct<A: Activation>(
+    activation: &A,
+    x_centered: &[f32],
+    pre_acts: &SparseRows,
+    w_dec: &[f32],
+    d_model: usize,
+    prefixes: &Prefixes,
+    grads: &mut [f32],
+) -> Reconstruction {
+    let n_rows = pre_acts.n_rows();
+    let n_channels = prefixes.len() + usize::from(A::HAS_GATE);
+    assert_eq!(grads.len(), n_rows * n_channels * d_model, "grads is [B, channels, d_model]");
+    let parts: Vec<Reconstruction> = grads
+        .par_chunks_mut(BLOCK_ROWS * n_channels * d_model)
+        .enumerate()
+        .map(|(block, grads)| {
+            let input = Block { x_centered, pre_acts, w_dec, d_model, prefixes, first: block * BLOCK_ROWS };
+            reconstruct_block(activation, &input, grads)
+        })
+        .collect();
+    let mut all = Reconstruction { errors: vec![0.0; n_channels], grad_b_dec: vec![0.0; d_model] };
+    for part in parts {
+        all.errors.iter_mut().zip(part.errors).for_each(|(sum, error)| *sum += error / n_rows as f64);
+        axpy(&mut all.grad_b_dec, 1.0, &part.grad_b_dec);
+    }
+    all
+}
+
+/// Some tokens of a batch.
+struct Block<'a> {
+    x_centered: &'a [f32],
+    pre_acts: &'a SparseRows,
+    w_dec: &'a [f32],
+    d_model: usize,
+    prefixes: &'a Prefixes,
+    /// The first token.
+    first: usize,
+}
+
+vectorised! {
+    fn reconstruct_block<A: Activation>(activation: &A, input: &Block, grads: &mut [f32]) -> Reconstruction {
+        let (d_model, prefixes) = (input.d_model, input.prefixes);
+        let n_channels = prefixes.len() + usize::from(A::HAS_GATE);
+        let scale = 2.0 / input.pre_acts.n_rows() as f32;
+        let mut part = Reconstruction { errors: vec![0.0; n_channels], grad_b_dec: vec![0.0; d_model] };
+        let mut residual = vec![0f32; d_model];
+        for (i, grads) in grads.chunks_exact_mut(n_channels * d_model).enumerate() {
+            let t = input.first + i;
+            let x = &input.x_centered[t * d_model..(t + 1) * d_model];
+            let (idx, pre) = input.pre_acts.row(t);
+            let row = |j: usize| &input.w_dec[j * d_model..(j + 1) * d_model];
+
+            residual.iter_mut().zip(x).for_each(|(r, x)| *r = -x);
+            let mut e = 0;
+            for (p, grad) in grads.chunks_exact_mut(d_model).take(prefixes.len()).enumerate() {
+                while e < idx.len() && (idx[e] as usize) < prefixes.ends[p] {
+                    let j = idx[e] as usize;
+                    axpy(&mut residual, activation.act(j, pre[e]), row(j));
+                    e += 1;
+                }
+                part.errors[p] += f64::from(dot(&residual, &residual));
+                grad.copy_from_slice(&residual);
+            }
+            if A::HAS_GATE {
+                let grad = &mut grads[prefixes.len() * d_model..];
+                grad.iter_mut().zip(x).for_each(|(r, x)| *r = -x);
+                for (&j, &pre) in idx.iter().zip(pre) {
+                    axpy(grad, activation.gate_act(j as usize, pre), row(j as usize));
+                }
+                part.errors[prefixes.len()] += f64::from(dot(grad, grad));
+                grad.iter_mut().for_each(|g| *g *= scale);
+            }
+            suffix_sums(grads, d_model, &prefixes.weights, scale);
+            // b_dec is part of every prefix, so it receives what the first one does.
+            axpy(&mut part.grad_b_dec, 1.0, &grads[..d_model]);
+        }
+        part
+    }
+}
+
+/// In place: residual p of a token becomes Σ_{q ≥ p} weight[q] · scale · residual q.
+#[inline(always)]
+pub(super) fn suffix_sums(residuals: &mut [f32], d_model: usize, weights: &[f32], scale: f32) {
+    for p in (0..weights.len()).rev() {
+        let (before, after) = residuals.split_at_mut((p + 1) * d_model);
+        let residual = &mut before[p * d_model..];
+        let factor = weights[p] * scale;
+        if p + 1 < weights.len() {
+            residual.iter_mut().zip(&after[..d_model]).for_each(|(r, after)| *r = *r * factor + after);
+        } else {
+            residual.iter_mut().for_each(|r| *r *= factor);
+        }
+    }
+}
