@@ -11,8 +11,8 @@ Contents
     data        splitmix64, batches, first weights: reproducible anywhere, no files
     curves      what is recorded, and how
     package     dictionary_learning: vanilla, vanilla_decoder_norm, gated, topk, topk_dead, batchtopk, batchtopk_dead,
-                matryoshka, matryoshka_dead, jumprelu, panneal
-    saelens     SAELens: jumprelu_step, jumprelu_tanh, jumprelu_tanh_dead, matching_pursuit
+                matryoshka, matryoshka_dead, panneal
+    saelens     SAELens: jumprelu_step, jumprelu_quadratic, jumprelu_tanh, jumprelu_tanh_dead, matching_pursuit
     tree        Tree SAE (arXiv 2605.07922): tree, tree_plain
     hiersae     ours: hiersae, hiersae_two_levels, hiersae_edges
 
@@ -34,7 +34,7 @@ import torch
 
 warnings.filterwarnings("ignore")
 
-from dictionary_learning.trainers import batch_top_k, gdm, jumprelu as dl_jumprelu, matryoshka_batch_top_k  # noqa: E402
+from dictionary_learning.trainers import batch_top_k, gdm, matryoshka_batch_top_k  # noqa: E402
 from dictionary_learning.trainers import p_anneal, standard, top_k  # noqa: E402
 from sae_lens.saes import jumprelu_sae, matching_pursuit_sae  # noqa: E402
 from sae_lens.saes.sae import TrainStepInput  # noqa: E402
@@ -338,34 +338,6 @@ def train_matryoshka(world, weak=slice(0)):
 
 
 @recipe
-def jumprelu(world):
-    """JumpReluTrainer: bandwidth 0.1, target L0 6, sparsity penalty 1, thresholds start at 0.05.
-    pre = x W_enc + b_enc: b_dec is NOT subtracted from the input. z = pre · 1[pre > θ], without ReLU.
-    loss = mean ‖x − x̂‖² + 1 · (l0/6 − 1)², l0 the batch's mean count of z > θ.
-    Gradients: pre gets 1[pre > θ]; θ gets −(θ/0.1) · 1[|pre − θ|/0.1 < ½] from z, and −(1/0.1) · 1[|z − θ|/0.1 < ½]
-    from l0.
-    The last window is around z, not pre: where θ < 0.05 every silent latent (z = 0) lies inside it. At θ = 0.05
-    exactly, z = 0 is at −½ and outside. l0 gives no gradient to pre.
-    Adam (0, .999, eps 1e-8). Order: backward, the component along each decoder row removed (row / (norm + 1e-6)), the
-    whole gradient (θ too) clipped to length 1, Adam, rows divided by (norm + 1.1920929e-7). θ is not kept above 0.
-    Columns: mse, the sparsity term.
-    """
-    trainer = dl_jumprelu.JumpReluTrainer(
-        **COMMON, **NO_SPARSITY_WARMUP, bandwidth=0.1, target_l0=K, sparsity_penalty=1.0
-    )
-    ae = trainer.ae
-    put(w_enc=(ae.W_enc, world.w.T), w_dec=(ae.W_dec, world.w), threshold=(ae.threshold, 0.05))
-
-    def parts(twin, x, step):
-        log = twin.loss(x, step=step, logging=True)
-        return [log.losses["l2_loss"], log.losses["loss"] - log.losses["l2_loss"], l0(log.f)]
-
-    curve = Curve("mse", "sparsity")
-    follow(trainer, world, curve, parts)
-    return curve.finish(w_enc=ae.W_enc, b_enc=ae.b_enc, w_dec=ae.W_dec, b_dec=ae.b_dec, threshold=ae.threshold)
-
-
-@recipe
 def panneal(world):
     """PAnnealTrainer: ReLU, penalty on Σ z^p ('Lp^p'), p from 1 to 0.2 between steps 10 and 50 in 10 values, first
     coefficient 0.1.
@@ -447,6 +419,14 @@ def jumprelu_step(world):
     Columns: mse, the sparsity term with its coefficient.
     """
     return saelens_jumprelu(world, "step")
+
+
+@recipe
+def jumprelu_quadratic(world):
+    """As jumprelu_step, mode "quadratic": the sparsity term is 0.1 · mean over tokens of 2/6 · (Σ 1[pre > θ] − 6)².
+    Columns: mse, the sparsity term with its coefficient.
+    """
+    return saelens_jumprelu(world, "quadratic", target_l0=6)
 
 
 TANH = dict(jumprelu_tanh_scale=4.0, jumprelu_ste_to_input=True, pre_act_loss_coefficient=3e-3)

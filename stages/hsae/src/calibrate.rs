@@ -2,16 +2,16 @@
 //!
 //! Every SAE, baselines included, gets the same treatment: F1 is largely a matter of thresholds (science.md §7).
 
-use artifact::config::{Sae, Select};
+use artifact::config::Select;
 use rayon::prelude::*;
 
 use crate::kernels::{Bounds, EncoderInput, vectorised};
 use crate::schedule::full_budget;
 use crate::select::{Budget, Gate, gated_scores};
 use crate::sparse::SparseRows;
-use crate::trained::{Packed, Rule, Rules, TrainedSae, apply};
+use crate::trained::{Magnitude, Packed, Rule, Rules, TrainedSae, apply};
 use crate::trainer::Trainer;
-use crate::weights::centered;
+use crate::weights::Weights;
 
 /// Rows that the noise of inactive latents is measured on.
 const N_NOISE_ROWS: usize = 2048;
@@ -22,7 +22,7 @@ const RATE_FLOOR: f64 = 0.05;
 /// Shapes: rows [n, d_model], training activations in their own units; `scale` normalises them.
 pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
     let (state, config) = (&trainer.state, &trainer.config);
-    let weights = &state.weights;
+    let weights = folded(&state.weights, config.has_unit_rows(), scale);
     let gate = match (config.tree(), state.mean_activation) {
         (Some(tree), Some(mean_activation)) => (tree.gate * mean_activation) as f32 / scale,
         _ => 0.0,
@@ -33,11 +33,11 @@ pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
         d_model: weights.d_model,
         d_sae: weights.d_sae,
         n_coarse: config.n_coarse,
-        w_enc: weights.w_enc.clone(),
-        // pre/s = (x − b_dec/s) W + b/s: with activations divided by the scale, no matrix changes.
-        b_enc: weights.b_enc.iter().map(|b| b / scale).collect(),
-        w_dec: weights.w_dec.clone(),
-        b_dec: weights.b_dec.iter().map(|b| b / scale).collect(),
+        w_enc: weights.w_enc,
+        b_enc: weights.b_enc,
+        w_dec: weights.w_dec,
+        b_dec: weights.b_dec,
+        magnitude: None,
         parent: state.tree.as_ref().map_or_else(|| vec![None; weights.d_sae], crate::TreeLearner::parents),
         gate,
         packed: Packed::default(),
@@ -48,8 +48,36 @@ pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
             gated_prior: Rule::Positive,
         },
     };
+    match <[Vec<f32>; 2]>::try_from(weights.own) {
+        Ok([r_mag, b_mag]) => sae.magnitude = Some(Magnitude { r_mag, b_mag }),
+        Err(own) => {
+            if let Some(threshold) = own.into_iter().next() {
+                sae.rules.flat_native = Rule::Above(threshold);
+            }
+        }
+    }
     sae.rules = rules(&sae, rows);
     sae
+}
+
+/// The weights in the units of the activations on disk, with decoder rows of length 1.
+fn folded(weights: &Weights, has_unit_rows: bool, scale: f32) -> Weights {
+    let mut folded = weights.clone();
+    let d_model = weights.d_model;
+    if !has_unit_rows {
+        for (j, length) in weights.decoder_lengths().into_iter().enumerate().filter(|&(_, length)| length > 0.0) {
+            let row = j * d_model..(j + 1) * d_model;
+            folded.w_dec[row.clone()].iter_mut().for_each(|w| *w /= length);
+            folded.w_enc[row].iter_mut().for_each(|w| *w *= length);
+            folded.b_enc[j] *= length;
+            // A threshold or a magnitude's bias goes with the activation, a magnitude's logarithmic scale does not.
+            folded.own.last_mut().into_iter().for_each(|own| own[j] *= length);
+        }
+    }
+    // pre/s = (x − b_dec/s) W + b/s: with activations divided by the scale, no matrix changes.
+    let biases = [&mut folded.b_enc, &mut folded.b_dec].into_iter().chain(folded.own.last_mut());
+    biases.flatten().for_each(|b| *b /= scale);
+    folded
 }
 
 /// The rules of all modes, from rows in the SAE's own units.
@@ -77,7 +105,7 @@ impl Fit {
     fn new(sae: &TrainedSae, candidates: SparseRows, few: &[f32]) -> Self {
         let config = &sae.config;
         let n_rows = candidates.n_rows() as f64;
-        let native = |scores: &[f32]| native_rule(config, &candidates, scores);
+        let native = |scores: &[f32]| native_rule(sae, &candidates, scores);
         let flat_native = native(&candidates.vals);
         let acts = apply(&flat_native, &candidates, &candidates.vals);
 
@@ -116,10 +144,12 @@ impl Fit {
     }
 }
 
-/// ReLU and TopK as they are; for BatchTopK the threshold, per level where levels have budgets, that gives the wanted L0.
-fn native_rule(config: &Sae, candidates: &SparseRows, scores: &[f32]) -> Rule {
+/// ReLU, TopK and JumpReLU as they are; for BatchTopK the threshold, per level where levels have budgets, that gives the wanted L0.
+fn native_rule(sae: &TrainedSae, candidates: &SparseRows, scores: &[f32]) -> Rule {
+    let config = &sae.config;
     let n_rows = candidates.n_rows() as f64;
     match (config.select(), full_budget(config)) {
+        (Select::Jumprelu, _) => sae.rules.flat_native.clone(),
         (Select::Relu, _) | (_, Budget::All) => Rule::Positive,
         (Select::Topk, _) => Rule::TopK(config.k),
         (Select::Batchtopk, Budget::Shared { k, .. }) => {
@@ -162,8 +192,8 @@ fn kappa(sae: &TrainedSae, few: &[f32], cut: f32, candidates: &SparseRows) -> f6
         sum_active += f64::from(value);
         n_active += 1.0;
     }
-    let x_centered = centered(few, &sae.b_dec);
-    let input = sae.encoder(&x_centered);
+    let x = sae.input(few);
+    let input = sae.encoder(&x);
     let moments: Vec<[f64; 3]> = (0..sae.d_sae).into_par_iter().map(|j| moments_below(&input, j, cut)).collect();
     let (mut scatter, mut n) = (0f64, 0f64);
     for [count, sum, sum_sq] in moments {

@@ -42,6 +42,7 @@ pub fn save(folder: &Path, key: &str, trainer: &Trainer, curve: &[CurveRow]) -> 
         "mean_activation": state.mean_activation,
         "guess": state.guess,
         "density": state.density,
+        "annealing": state.annealing,
         "tree": tree_json,
         "curve": curve,
     });
@@ -96,6 +97,7 @@ fn restore(file: &Tensors, json: &Value, trainer: &mut Trainer) -> Result<()> {
     state.mean_activation = json["mean_activation"].as_f64();
     state.guess = number("guess")? as f32;
     state.density = number("density")?;
+    state.annealing = serde_json::from_value(json["annealing"].clone())?;
     if let Some(tree) = &mut state.tree {
         let number = |key: &str| json["tree"][key].as_f64().with_context(|| format!("has no number `tree.{key}`"));
         tree.n11 = file.f32("tree.n11", tree.n11.len())?;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::tensor_file::{TensorFile, Tensors};
-use crate::trained::{Rule, Rules, TrainedSae};
+use crate::trained::{Magnitude, Rule, Rules, TrainedSae};
 use crate::trainer::Trainer;
 
 pub(crate) const WEIGHTS: &str = "sae_weights.safetensors";
@@ -59,27 +59,33 @@ fn weights_file(sae: &TrainedSae) -> TensorFile {
     let (d_model, d_sae) = (sae.d_model, sae.d_sae);
     let file = TensorFile::default()
         .f32("W_enc", &transpose(&sae.w_enc, d_sae, d_model), &[d_model, d_sae])
-        .f32("b_enc", &sae.b_enc, &[d_sae])
         .f32("W_dec", &sae.w_dec, &[d_sae, d_model])
         .f32("b_dec", &sae.b_dec, &[d_model]);
+    let per_latent = |file: TensorFile, name: &str, values: &[f32]| file.f32(name, values, &[d_sae]);
+    if let Some(Magnitude { r_mag, b_mag }) = &sae.magnitude {
+        let file = per_latent(file, "b_gate", &sae.b_enc);
+        return per_latent(per_latent(file, "r_mag", r_mag), "b_mag", b_mag);
+    }
+    let file = per_latent(file, "b_enc", &sae.b_enc);
     match &sae.rules.flat_native {
-        Rule::Above(thresholds) => file.f32("threshold", thresholds, &[d_sae]),
+        Rule::Above(thresholds) => per_latent(file, "threshold", thresholds),
         Rule::Positive | Rule::TopK(_) => file,
     }
 }
 
 fn cfg(sae: &TrainedSae, model: Option<&str>, hook: Option<&str>) -> Result<Value> {
     let mut cfg = json!({
-        "architecture": match sae.rules.flat_native {
-            Rule::Positive => "standard",
-            Rule::TopK(_) => "topk",
-            Rule::Above(_) => "jumprelu",
+        "architecture": match (&sae.magnitude, &sae.rules.flat_native) {
+            (Some(_), _) => "gated",
+            (None, Rule::Positive) => "standard",
+            (None, Rule::TopK(_)) => "topk",
+            (None, Rule::Above(_)) => "jumprelu",
         },
         "d_in": sae.d_model,
         "d_sae": sae.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": true,
+        "apply_b_dec_to_input": sae.config.apply_b_dec_to_input,
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {

@@ -25,7 +25,7 @@ mod weights;
 pub use adam::Adam;
 pub use calibrate::finish;
 pub use sparse::{Columns, SparseRows};
-pub use trained::{Mode, Packed, Rule, Rules, Threshold, TrainedSae, View};
+pub use trained::{Magnitude, Mode, Packed, Rule, Rules, Threshold, TrainedSae, View};
 pub use trainer::{Timing, Trainer, TrainerState};
 pub use tree::{ParentEdge, TreeLearner, mutual_information_bits};
 pub use weights::{SaeModule, Weights};

@@ -5,7 +5,7 @@
 //! Only the encoder's product is dense, and only it looks at all latents. Everything after the selection goes over the
 //! entries that are active.
 
-use crate::activation::Activation;
+use crate::activation::{Activation, Penalty};
 use crate::gradients::{Extra, Gradients, weighted_sum_of_rows};
 use crate::kernels::{Aux, Backward, Dense, Prefixes, Totals, backward, dense, finish_rows, reconstruct};
 use crate::sparse::{Columns, SparseRows};
@@ -54,6 +54,8 @@ pub(crate) struct Found {
     pub(crate) losses: Losses,
     /// Of the whole gradient.
     pub(crate) sum_of_squares: f64,
+    /// See `Penalty`, as a sum over tokens.
+    pub(crate) watched: f64,
 }
 
 /// What a dense pass finds beside.
@@ -89,18 +91,21 @@ impl<A: Activation> Objective<'_, A> {
             let stride = n_channels * d_model;
             extras.push(self.aux_k(aux, &flow[last * d_model..], stride, scale, &mut losses));
         }
+        let (of_tokens, token_factors) = self.tokens(pre_acts);
         let input = Backward {
             x: self.x,
             pre_acts,
             columns,
             flow,
             prefixes: self.prefixes,
+            token_factors: &token_factors,
             w_dec: &self.weights.w_dec,
             d_model,
             extras: &extras,
             is_constrained: self.is_constrained,
         };
-        let totals = backward(self.activation, &input, grads);
+        let mut totals = backward(self.activation, &input, grads);
+        totals.penalty.value += of_tokens;
         self.finish(losses, totals, grads)
     }
 
@@ -123,6 +128,20 @@ impl<A: Activation> Objective<'_, A> {
         totals.penalty = found.penalty;
         let counts = DenseCounts { firings: found.firings, sum_acts: found.sum_acts.iter().sum() };
         (self.finish(losses, totals, grads), counts)
+    }
+
+    /// What the numbers of active latents cost, and the factor for each token; none where they do not matter.
+    fn tokens(&self, pre_acts: &SparseRows) -> (f64, Vec<f32>) {
+        if !A::COUNTS_ACTIVE {
+            return (0.0, Vec::new());
+        }
+        let is_active = |(&j, &pre): (&u32, &f32)| self.activation.act(j as usize, pre) > 0.0;
+        let of_token = |t: usize| {
+            let (idx, pre) = pre_acts.row(t);
+            self.activation.token(idx.iter().zip(pre).filter(|&entry| is_active(entry)).count())
+        };
+        let (costs, factors): (Vec<f64>, Vec<f32>) = (0..pre_acts.n_rows()).map(of_token).unzip();
+        (costs.iter().sum(), factors)
     }
 
     fn losses(&self, errors: &[f64]) -> Losses {
@@ -163,14 +182,17 @@ impl<A: Activation> Objective<'_, A> {
     }
 
     fn finish(&self, mut losses: Losses, totals: Totals, grads: &mut Gradients) -> Found {
-        losses.l1 = totals.penalty;
+        let Penalty { value, watched } = totals.penalty;
+        losses.l1 = value;
         losses.total = losses.mse + losses.prefixes + losses.l1 + losses.aux;
         if self.centers_input {
-            let through = weighted_sum_of_rows(&self.weights.w_enc, &grads.b_enc, self.weights.d_model);
+            let sums = grads.b_enc.iter().zip(&grads.own).enumerate();
+            let sums: Vec<f32> = sums.map(|(j, (&bias, own))| self.activation.sum(j, bias, own)).collect();
+            let through = weighted_sum_of_rows(&self.weights.w_enc, &sums, self.weights.d_model);
             grads.b_dec.iter_mut().zip(through).for_each(|(g, sum)| *g -= sum);
         }
         let of_b_dec: f64 = grads.b_dec.iter().map(|&g| f64::from(g).powi(2)).sum();
-        Found { losses, sum_of_squares: totals.sum_of_squares + of_b_dec }
+        Found { losses, sum_of_squares: totals.sum_of_squares + of_b_dec, watched }
     }
 }
 

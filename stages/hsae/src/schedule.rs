@@ -25,6 +25,8 @@ pub(crate) struct Phase {
     pub(crate) gate: f64,
     /// The tree may still change.
     pub(crate) tree_is_open: bool,
+    /// Factor on the sparsity penalty.
+    pub(crate) sparsity: f64,
 }
 
 /// `step` counts from 0 to `n_steps` − 1.
@@ -45,6 +47,7 @@ pub(crate) fn phase(train: &Train, sae: &Sae, step: u64, n_steps: u64) -> Phase 
         fine_is_on: fine_share > 0.0,
         gate: tree.as_ref().map_or(0.0, |tree| ramp(share, tree.gate_from, tree.gate_to)),
         tree_is_open: tree.as_ref().is_some_and(|tree| share < tree.freeze_from),
+        sparsity: ramp(share, 0.0, sae.sparsity_warmup),
     }
 }
 
@@ -71,7 +74,7 @@ pub(crate) fn prefixes(config: Option<&Prefixes>, seed: u64, step: u64, n_in_use
 fn budget(sae: &Sae, fine_share: f64) -> Budget {
     let (k, n_coarse) = (sae.k as f64, sae.n_coarse);
     match (sae.select(), sae.k_coarse) {
-        (Select::Relu, _) => Budget::All,
+        (Select::Relu | Select::Jumprelu, _) => Budget::All,
         (_, Some(k_coarse)) => {
             Budget::PerLevel { coarse: k_coarse as f64, fine: (k - k_coarse as f64) * fine_share, n_coarse }
         }
@@ -130,7 +133,7 @@ mod tests {
 
     #[test]
     fn random_prefixes_are_log_uniform_and_the_same_for_the_same_step() {
-        let config = Prefixes { fixed: vec![10], n_random: 3, random_min: 4, beta: 1.0 };
+        let config = Prefixes { fixed: vec![10], n_random: 3, random_min: 4, ..Prefixes::default() };
         let mut below_the_middle = 0;
         for step in 0..1000 {
             let lengths = prefixes(Some(&config), 5, step, 4096);

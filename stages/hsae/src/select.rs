@@ -71,6 +71,33 @@ pub(crate) fn select_batch(
     }
 }
 
+/// The latents of a JumpReLU SAE: those above `lower`, of which only those above `threshold` are active, both [d_sae].
+/// With a gate, what it silences is left out.
+pub(crate) fn select_above(input: EncoderInput, lower: &[f32], threshold: &[f32], gate: Option<Gate>) -> Selection {
+    let candidates = collect(input, Bounds { tokens: TokenBounds::All(0.0), shift: Some(lower) });
+    let threshold_of = |j: u32| threshold[j as usize];
+    let is_active = |(&j, &score): (&u32, &f32)| score > threshold_of(j);
+    let active: Vec<bool> = candidates.idx.iter().zip(&candidates.vals).map(is_active).collect();
+    let mut selection = Selection { pre_acts: SparseRows::new(0), ungated: None, threshold: 0.0, guess: 0.0 };
+    match gate {
+        None if active.iter().all(|&active| active) => selection.pre_acts = candidates,
+        None => {
+            // The tree is learned from what fires.
+            selection.ungated = Some(candidates.filtered_by(&active));
+            selection.pre_acts = candidates;
+        }
+        Some(gate) => {
+            let ungated = candidates.filtered_by(&active);
+            let scores = gated_scores(&candidates, &ungated, gate);
+            let survives = |((&j, &score), &was_active): ((&u32, &f32), &bool)| !was_active || score > threshold_of(j);
+            let keep: Vec<bool> = candidates.idx.iter().zip(&scores).zip(&active).map(survives).collect();
+            selection.pre_acts = candidates.filtered_by(&keep);
+            selection.ungated = Some(ungated);
+        }
+    }
+    selection
+}
+
 fn of_batch(input: EncoderInput, budget: &Budget, gate: Option<Gate>, guess: f32) -> Selection {
     let mut bound = if guess > 0.0 { guess } else { DRIFT * sampled(input, budget, Scope::Batch, gate) };
     for look in 1.. {

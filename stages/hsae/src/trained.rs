@@ -1,10 +1,11 @@
 //! A finished SAE: encode and decode activations in the units of the model that they come from.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
-use artifact::config::Sae;
+use artifact::config::{Arch, Sae};
 use artifact::stage::Input;
 use artifact::tables::{TreeNode, read_rows};
 
@@ -74,6 +75,8 @@ pub struct TrainedSae {
     pub w_dec: Vec<f32>,
     /// [d_model].
     pub b_dec: Vec<f32>,
+    /// Gated SAEs only: pre-activations say whether, this how much.
+    pub magnitude: Option<Magnitude>,
     /// [d_sae]; all None for an SAE without a tree of its own.
     pub parent: Vec<Option<u32>>,
     /// What a silent parent costs its child's score.
@@ -81,6 +84,16 @@ pub struct TrainedSae {
     pub rules: Rules,
     /// Made when first needed; `Packed::default()` when an SAE is put together by hand.
     pub packed: Packed,
+}
+
+/// z = max(0, exp(r_mag)·(pre − b_enc) + b_mag) where a latent is active.
+/// Source: Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders", equation 6.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Magnitude {
+    /// [d_sae].
+    pub r_mag: Vec<f32>,
+    /// [d_sae].
+    pub b_mag: Vec<f32>,
 }
 
 /// W_enc as the kernels want it, made when it is first needed. It says nothing that W_enc does not.
@@ -113,6 +126,7 @@ impl TrainedSae {
         let path = input.file(export::WEIGHTS)?;
         let weights = Tensors::read(&path)?;
         let load = |name: &str, n: usize| weights.f32(name, n).with_context(|| path.display().to_string());
+        let is_gated = cfg.config.arch == Arch::Gated;
         let w_enc = export::transpose(&load("W_enc", d_model * d_sae)?, d_model, d_sae);
         let path = input.file(export::TREE)?;
         let nodes: Vec<TreeNode> = read_rows(&path)?;
@@ -129,7 +143,11 @@ impl TrainedSae {
             d_model,
             d_sae,
             w_enc,
-            b_enc: load("b_enc", d_sae)?,
+            b_enc: load(if is_gated { "b_gate" } else { "b_enc" }, d_sae)?,
+            magnitude: match is_gated {
+                true => Some(Magnitude { r_mag: load("r_mag", d_sae)?, b_mag: load("b_mag", d_sae)? }),
+                false => None,
+            },
             w_dec: load("W_dec", d_model * d_sae)?,
             b_dec: load("b_dec", d_model)?,
             parent,
@@ -149,8 +167,12 @@ impl TrainedSae {
 
     /// Shapes: x [n, d_model] → [n, d_sae] sparse.
     pub fn encode(&self, x: &[f32], mode: Mode) -> SparseRows {
-        let x_centered = centered(x, &self.b_dec);
-        let input = self.encoder(&x_centered);
+        let x = self.input(x);
+        self.with_magnitudes(self.active(self.encoder(&x), mode))
+    }
+
+    /// The active latents and their pre-activations.
+    fn active(&self, input: EncoderInput, mode: Mode) -> SparseRows {
         let rule = self.rule(mode);
         let gate = (mode.view == View::Gated).then_some(Gate { parent: &self.parent, strength: self.gate });
         if let Rule::TopK(k) = *rule {
@@ -158,14 +180,24 @@ impl TrainedSae {
             return select_batch(input, &budget, Scope::Token, gate, 0.0).pre_acts;
         }
         // A gated score lies at or below its pre-activation, so what is active passes its threshold ungated too.
-        let Some(gate) = gate else {
-            return collect(input, self.bounds(rule.thresholds()));
-        };
-        // The parents' own firing is decided by the native rule, which may reach lower.
-        let ungated = self.encode(x, Mode { view: View::Flat, threshold: Threshold::Native });
         let candidates = collect(input, self.bounds(rule.thresholds()));
+        let Some(gate) = gate else { return candidates };
+        // The parents' own firing is decided by the native rule, which may reach lower.
+        let ungated = self.active(input, Mode { view: View::Flat, threshold: Threshold::Native });
         let scores = gated_scores(&candidates, &ungated, gate);
         apply(rule, &candidates, &scores)
+    }
+
+    fn with_magnitudes(&self, pre_acts: SparseRows) -> SparseRows {
+        let Some(Magnitude { r_mag, b_mag }) = &self.magnitude else { return pre_acts };
+        let mut acts = SparseRows::new(self.d_sae);
+        for t in 0..pre_acts.n_rows() {
+            let (idx, pre) = pre_acts.row(t);
+            let magnitude = |j: usize, pre: f32| r_mag[j].exp() * (pre - self.b_enc[j]) + b_mag[j];
+            let entries = idx.iter().zip(pre).map(|(&j, &pre)| (j, magnitude(j as usize, pre)));
+            acts.push_row(entries.filter(|&(_, act)| act > 0.0));
+        }
+        acts
     }
 
     /// Shapes: acts [n, d_sae] sparse → x̂ [n, d_model].
@@ -189,11 +221,16 @@ impl TrainedSae {
 
     /// All entries of which the pre-activation lies beyond a bound.
     pub(crate) fn candidates(&self, x: &[f32], bounds: Bounds) -> SparseRows {
-        let x_centered = centered(x, &self.b_dec);
-        collect(self.encoder(&x_centered), bounds)
+        let x = self.input(x);
+        collect(self.encoder(&x), bounds)
     }
 
-    /// Shapes: x_centered [n, d_model], b_dec already subtracted.
+    /// The encoder's input: x, less b_dec where that is part of it.
+    pub(crate) fn input<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
+        if self.config.apply_b_dec_to_input { centered(x, &self.b_dec).into() } else { x.into() }
+    }
+
+    /// Shapes: x_centered [n, d_model], what `input` gives.
     pub(crate) fn encoder<'a>(&'a self, x_centered: &'a [f32]) -> EncoderInput<'a> {
         let packed = self.packed.0.get_or_init(|| PackedEncoder::pack(Path::detect(), &self.w_enc, self.d_model));
         EncoderInput { x_centered, w_enc: &self.w_enc, b_enc: &self.b_enc, d_model: self.d_model, packed }

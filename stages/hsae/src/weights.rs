@@ -5,6 +5,7 @@ use anyhow::{Result, ensure};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand_distr::{Distribution, StandardNormal};
+use rayon::prelude::*;
 
 /// The parameters, row-major; coarse latents come first.
 ///
@@ -67,6 +68,11 @@ impl Weights {
             b_dec: zeros(&self.b_dec),
             own: self.own.iter().map(|own| zeros(own)).collect(),
         }
+    }
+
+    /// ‖W_dec\[j\]‖, [d_sae].
+    pub(crate) fn decoder_lengths(&self) -> Vec<f32> {
+        self.w_dec.par_chunks_exact(self.d_model).map(|row| crate::kernels::dot(row, row).sqrt()).collect()
     }
 
     /// All parameters by name.

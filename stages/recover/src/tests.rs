@@ -25,6 +25,7 @@ fn perfect_sae(truth: &Truth) -> TrainedSae {
     let n = truth.n_features();
     TrainedSae {
         packed: hsae::Packed::default(),
+        magnitude: None,
         config: Sae { name: "perfect".into(), n_coarse: N_PARENTS, n_fine: n - N_PARENTS, ..Sae::default() },
         seed: 3,
         d_model: n,

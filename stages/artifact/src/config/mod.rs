@@ -9,7 +9,7 @@ mod stages;
 mod validate;
 
 pub use load::{json_schema, load};
-pub use sae::{Arch, AuxK, Curriculum, ParentSet, Prefixes, Sae, Select, Tree};
+pub use sae::*;
 pub use source::{Activations, ModelSource, Source, Synthetic, Text, TextSource};
 pub use stages::{ActivationDtype, Harvest, Probe, ProbeTask, Recover, Report, Splice, Train};
 

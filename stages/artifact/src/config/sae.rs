@@ -20,8 +20,23 @@ pub struct Sae {
     pub k: usize,
     /// Of which coarse. Unset: both levels compete for one budget.
     pub k_coarse: Option<usize>,
-    /// relu only: weight of the L1 penalty. Unset: steered during training until L0 is `k`, then kept.
+    /// Weight of the sparsity penalty (vanilla, gated, panneal, jumprelu). Unset: steered during training until L0 is `k`,
+    /// then kept.
     pub l1: Option<f64>,
+    /// Share of training over which the penalty rises from zero.
+    pub sparsity_warmup: f64,
+    /// vanilla only: what an activation weighs in the penalty.
+    pub l1_weighting: L1Weighting,
+    /// Length of decoder rows. Unset: unit, but free where the penalty is weighted by it.
+    pub decoder_norms: Option<DecoderNorms>,
+    /// Whether b_dec is taken from the encoder's input too.
+    pub apply_b_dec_to_input: bool,
+    /// jumprelu only.
+    pub jumprelu: JumpRelu,
+    /// panneal only.
+    pub panneal: PAnneal,
+    /// vanilla and panneal: dead latents start anew at tokens that are reconstructed badly. Unset: they stay dead.
+    pub resample: Option<Resample>,
     /// Inner reconstructions. Unset: none, but for matryoshka (`[n_coarse]`) and hiersae (random ones as well).
     pub prefixes: Option<Prefixes>,
     /// The soft tree. Unset: none, but for hiersae.
@@ -35,6 +50,8 @@ pub struct Sae {
     pub seed: Option<u64>,
     /// Unset: `train.lr`.
     pub lr: Option<f64>,
+    /// Unset: `train.adam_beta1`, but 0 for gated and jumprelu, as published.
+    pub adam_beta1: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -42,8 +59,14 @@ pub struct Sae {
 pub enum Arch {
     /// Flat ReLU with an L1 penalty: the baseline.
     Vanilla,
+    /// One encoder for whether, another for how much.
+    Gated,
     Topk,
     Batchtopk,
+    /// A trained threshold for each latent.
+    Jumprelu,
+    /// ReLU, its penalty moving from Σ z to Σ z^p.
+    Panneal,
     /// Nested prefixes, no tree.
     Matryoshka,
     #[default]
@@ -59,6 +82,79 @@ pub enum Select {
     Topk,
     /// The k·B largest of the batch.
     Batchtopk,
+    /// Those above their own thresholds.
+    Jumprelu,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum L1Weighting {
+    /// Σ z_j.
+    #[default]
+    Plain,
+    /// Σ z_j ‖W_dec[j]‖: Conerly et al. 2024, "Update on how we train SAEs".
+    DecoderNorm,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DecoderNorms {
+    /// Length 1 after every step, and no gradient along the row.
+    Unit,
+    /// As Adam leaves them; folded into the encoder at export.
+    Free,
+}
+
+/// Thresholds trained through a window around them: Rajamanoharan et al. 2024, "Jumping Ahead".
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct JumpRelu {
+    /// Every threshold's first value, in units of normalised activations.
+    pub threshold: f64,
+    /// Width of the window.
+    pub bandwidth: f64,
+    pub sparsity: JumpReluSparsity,
+    /// tanh only: how soon it counts a latent as one.
+    pub tanh_scale: f64,
+    /// The window's gradient reaches the encoder too, not the threshold alone.
+    pub reaches_input: bool,
+    /// Weight of the loss that pulls dead latents up to their thresholds; 0 switches it off.
+    pub pre_act_loss: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum JumpReluSparsity {
+    /// The number of active latents.
+    #[default]
+    Step,
+    /// Σ tanh(scale · z · ‖W_dec‖).
+    Tanh,
+    /// 2/k · (number of active latents − k)².
+    Quadratic,
+}
+
+/// Karvonen et al. 2024, "Measuring Progress in Dictionary Learning", §4.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PAnneal {
+    /// The exponent falls from 1 to this …
+    pub p_end: f64,
+    /// … between these shares of training …
+    pub from: f64,
+    pub to: f64,
+    /// … in so many values, 1 and `p_end` among them.
+    pub n_values: usize,
+}
+
+/// Bricken et al. 2023, "Towards Monosemanticity", appendix on resampling.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Resample {
+    /// Steps between two looks for latents that were silent for the latter half of them.
+    pub every: u64,
+    /// None after this share of training.
+    pub until: f64,
 }
 
 /// Reconstructions from the first m latents, each with its own squared error in the loss.
@@ -72,6 +168,8 @@ pub struct Prefixes {
     pub random_min: usize,
     /// Weight of each inner reconstruction's error.
     pub beta: f64,
+    /// Weight of the full one's.
+    pub beta_full: f64,
 }
 
 /// The tree chosen by mutual information of firing, and its gate (science.md §2 and §3).
@@ -134,6 +232,9 @@ pub struct AuxK {
     pub k: Option<usize>,
     /// A latent that has not fired for this many tokens is dead.
     pub dead_after: u64,
+    /// false: the error is weighted by the share of `k` that is dead, as SAELens does. true: it is divided by the
+    /// residual's variance, as Gao et al. and dictionary_learning do.
+    pub normalise: bool,
 }
 
 impl Sae {
@@ -143,7 +244,8 @@ impl Sae {
 
     pub fn select(&self) -> Select {
         self.select.unwrap_or(match self.arch {
-            Arch::Vanilla => Select::Relu,
+            Arch::Vanilla | Arch::Gated | Arch::Panneal => Select::Relu,
+            Arch::Jumprelu => Select::Jumprelu,
             Arch::Topk => Select::Topk,
             Arch::Batchtopk | Arch::Matryoshka | Arch::Hiersae => Select::Batchtopk,
         })
@@ -155,6 +257,20 @@ impl Sae {
             Arch::Hiersae => Some(Prefixes { fixed: vec![self.n_coarse], ..Prefixes::default() }),
             _ => None,
         })
+    }
+
+    /// Whether decoder rows have length 1 after every step.
+    pub fn has_unit_rows(&self) -> bool {
+        let default = match self.l1_weighting {
+            L1Weighting::Plain => DecoderNorms::Unit,
+            L1Weighting::DecoderNorm => DecoderNorms::Free,
+        };
+        self.decoder_norms.unwrap_or(default) == DecoderNorms::Unit
+    }
+
+    /// Whether L0 follows from a penalty, and not from a budget.
+    pub fn has_penalty(&self) -> bool {
+        matches!(self.select(), Select::Relu | Select::Jumprelu)
     }
 
     pub fn tree(&self) -> Option<Tree> {
@@ -177,6 +293,13 @@ impl Default for Sae {
             k: 32,
             k_coarse: None,
             l1: None,
+            sparsity_warmup: 0.0,
+            l1_weighting: L1Weighting::default(),
+            decoder_norms: None,
+            apply_b_dec_to_input: true,
+            jumprelu: JumpRelu::default(),
+            panneal: PAnneal::default(),
+            resample: None,
             prefixes: None,
             tree: None,
             curriculum: None,
@@ -184,13 +307,39 @@ impl Default for Sae {
             prior_kappa: None,
             seed: None,
             lr: None,
+            adam_beta1: None,
         }
+    }
+}
+
+impl Default for JumpRelu {
+    fn default() -> Self {
+        Self {
+            threshold: 0.1,
+            bandwidth: 0.1,
+            sparsity: JumpReluSparsity::default(),
+            tanh_scale: 4.0,
+            reaches_input: false,
+            pre_act_loss: 0.0,
+        }
+    }
+}
+
+impl Default for PAnneal {
+    fn default() -> Self {
+        Self { p_end: 0.2, from: 0.3, to: 1.0, n_values: 10 }
+    }
+}
+
+impl Default for Resample {
+    fn default() -> Self {
+        Self { every: 250, until: 0.7 }
     }
 }
 
 impl Default for Prefixes {
     fn default() -> Self {
-        Self { fixed: Vec::new(), n_random: 3, random_min: 4, beta: 1.0 }
+        Self { fixed: Vec::new(), n_random: 3, random_min: 4, beta: 1.0, beta_full: 1.0 }
     }
 }
 
@@ -221,6 +370,6 @@ impl Default for Curriculum {
 
 impl Default for AuxK {
     fn default() -> Self {
-        Self { weight: 1.0 / 32.0, k: None, dead_after: 150_000 }
+        Self { weight: 1.0 / 32.0, k: None, dead_after: 150_000, normalise: false }
     }
 }

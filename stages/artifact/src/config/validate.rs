@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, bail, ensure};
 
-use super::{Arch, ParentSet, Pipeline, Sae, Select, Source, Synthetic, TextSource};
+use super::{
+    Arch, DecoderNorms, JumpRelu, L1Weighting, PAnneal, ParentSet, Pipeline, Sae, Select, Source, Synthetic, TextSource,
+};
 
 impl Pipeline {
     /// Errors: the first value that makes no sense, as `train.saes[1].k = 0 must be at least 1`.
@@ -163,7 +165,7 @@ impl Sae {
         }
         if let Some(l1) = self.l1 {
             not_negative(&format!("{at}.l1"), l1)?;
-            ensure!(self.select() == Select::Relu, "{at}.l1 has no meaning unless select is relu");
+            ensure!(self.has_penalty(), "{at}.l1 has no meaning unless select is relu or jumprelu");
         }
         if let Some(lr) = self.lr {
             positive(&format!("{at}.lr"), lr)?;
@@ -171,8 +173,52 @@ impl Sae {
         if let Some(kappa) = self.prior_kappa {
             not_negative(&format!("{at}.prior_kappa"), kappa)?;
         }
+        if let Some(beta1) = self.adam_beta1 {
+            ensure!((0.0..1.0).contains(&beta1), "{at}.adam_beta1 = {beta1} must lie between 0 and 1, 1 excluded");
+        }
         not_negative(&format!("{at}.aux_k.weight"), self.aux_k.weight)?;
+        self.validate_penalty(at)?;
         self.validate_hierarchy(at)
+    }
+
+    fn validate_penalty(&self, at: &str) -> Result<()> {
+        fraction(&format!("{at}.sparsity_warmup"), self.sparsity_warmup)?;
+        let is_weighted = self.l1_weighting == L1Weighting::DecoderNorm;
+        ensure!(!is_weighted || self.arch == Arch::Vanilla, "{at}.l1_weighting belongs to arch vanilla");
+        let is_unit = self.decoder_norms == Some(DecoderNorms::Unit);
+        ensure!(
+            !(is_weighted && is_unit),
+            "{at}.decoder_norms = unit makes l1_weighting: decoder-norm the same as plain; leave one out"
+        );
+        let jumprelu = &self.jumprelu;
+        let is_jumprelu = self.select() == Select::Jumprelu;
+        ensure!(is_jumprelu || *jumprelu == JumpRelu::default(), "{at}.jumprelu belongs to select jumprelu");
+        positive(&format!("{at}.jumprelu.threshold"), jumprelu.threshold)?;
+        positive(&format!("{at}.jumprelu.bandwidth"), jumprelu.bandwidth)?;
+        positive(&format!("{at}.jumprelu.tanh_scale"), jumprelu.tanh_scale)?;
+        not_negative(&format!("{at}.jumprelu.pre_act_loss"), jumprelu.pre_act_loss)?;
+        let panneal = &self.panneal;
+        ensure!(
+            self.arch == Arch::Panneal || *panneal == PAnneal::default(),
+            "{at}.panneal belongs to arch panneal, not {:?}",
+            self.arch
+        );
+        ensure!(
+            panneal.p_end > 0.0 && panneal.p_end <= 1.0,
+            "{at}.panneal.p_end = {} must be above 0 and at most 1",
+            panneal.p_end
+        );
+        fraction(&format!("{at}.panneal.from"), panneal.from)?;
+        fraction(&format!("{at}.panneal.to"), panneal.to)?;
+        ensure!(panneal.from < panneal.to, "{at}.panneal.from must lie below to");
+        at_least(&format!("{at}.panneal.n_values"), panneal.n_values, 2)?;
+        if let Some(resample) = &self.resample {
+            let fits = matches!(self.arch, Arch::Vanilla | Arch::Panneal);
+            ensure!(fits, "{at}.resample belongs to vanilla and panneal; {:?} revives with aux_k", self.arch);
+            ensure!(resample.every >= 2, "{at}.resample.every = {} must be at least 2", resample.every);
+            fraction(&format!("{at}.resample.until"), resample.until)?;
+        }
+        Ok(())
     }
 
     fn validate_hierarchy(&self, at: &str) -> Result<()> {
@@ -194,6 +240,7 @@ impl Sae {
             }
             at_least(&format!("{at}.prefixes.random_min"), prefixes.random_min, 1)?;
             not_negative(&format!("{at}.prefixes.beta"), prefixes.beta)?;
+            positive(&format!("{at}.prefixes.beta_full"), prefixes.beta_full)?;
         }
         if let Some(tree) = &self.tree {
             let key = |name: &str| format!("{at}.tree.{name}");

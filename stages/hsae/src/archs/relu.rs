@@ -5,8 +5,7 @@
 //! Sources: Bricken et al. 2023, "Towards Monosemanticity"; for the weighted one, whose decoder rows are free, Conerly et
 //! al. 2024, "Update on how we train SAEs" (April update).
 
-use crate::activation::{Activation, Flow, Own};
-use crate::kernels::{axpy, dot};
+use crate::activation::{Activation, Flow, Own, Penalty};
 
 pub(crate) struct Relu {
     /// λ over the number of tokens.
@@ -23,6 +22,8 @@ impl Relu {
 }
 
 impl Activation for Relu {
+    const PULLS_ON_LENGTH: bool = true;
+
     #[inline(always)]
     fn act(&self, _j: usize, pre: f32) -> f32 {
         pre.max(0.0)
@@ -34,16 +35,12 @@ impl Activation for Relu {
     }
 
     #[inline(always)]
-    fn penalty(&self, j: usize, pre: f32) -> f64 {
-        f64::from(self.l1 * self.weight(j) * pre.max(0.0))
+    fn penalty(&self, j: usize, pre: f32) -> Penalty {
+        Penalty { value: f64::from(self.l1 * self.weight(j) * pre.max(0.0)), watched: 0.0 }
     }
 
-    /// ∂/∂W_dec[j] of λ z_j ‖W_dec[j]‖.
     #[inline(always)]
-    fn decoder_row(&self, _j: usize, sum_act: f64, w_dec: &[f32], grad: &mut [f32]) {
-        if self.lengths.is_some() {
-            let length = dot(w_dec, w_dec).sqrt().max(f32::MIN_POSITIVE);
-            axpy(grad, self.l1 * sum_act as f32 / length, w_dec);
-        }
+    fn length_pull(&self, _j: usize, pre: f32) -> f32 {
+        if self.lengths.is_some() { self.l1 * pre.max(0.0) } else { 0.0 }
     }
 }

@@ -3,9 +3,10 @@
 
 use rayon::prelude::*;
 
+use super::latents::pull_on_length;
 use super::reconstruct::{Prefixes, Reconstruction, suffix_sums};
 use super::{axpy, dot};
-use crate::activation::{Activation, Flow, Own};
+use crate::activation::{Activation, Flow, Own, Penalty};
 use crate::gradients::{Extra, Gradients};
 
 /// Tokens whose dense activations are held at once.
@@ -82,10 +83,12 @@ pub(crate) struct Dense<'a> {
 /// What the dense pass finds beside the gradients.
 pub(crate) struct DenseFound {
     pub(crate) reconstruction: Reconstruction,
-    pub(crate) penalty: f64,
+    pub(crate) penalty: Penalty,
     /// Tokens on which each latent is active, and the sum of its activations, [d_sae].
     pub(crate) firings: Vec<u64>,
     pub(crate) sum_acts: Vec<f64>,
+    /// Σ of `Activation::length_pull`, [d_sae].
+    pulls: Vec<f32>,
 }
 
 /// Loss and gradients of a batch by dense products; the same as `reconstruct` and `backward` give for the entries where
@@ -104,9 +107,10 @@ pub(crate) fn dense<A: Activation>(activation: &A, input: &Dense, grads: &mut Gr
     let mut flow = vec![0f32; rows * n_channels * d_model];
     let mut found = DenseFound {
         reconstruction: Reconstruction { errors: vec![0.0; n_channels], grad_b_dec: vec![0.0; d_model] },
-        penalty: 0.0,
+        penalty: Penalty::default(),
         firings: vec![0; d_sae],
         sum_acts: vec![0.0; d_sae],
+        pulls: vec![0.0; d_sae],
     };
     grads.b_enc.fill(0.0);
     grads.own.fill([0.0; 2]);
@@ -168,21 +172,15 @@ pub(crate) fn dense<A: Activation>(activation: &A, input: &Dense, grads: &mut Gr
             let w_dec = Mat::rows(input.w_dec, d_model).transposed();
             multiply(n, d_model, d_sae, of_gate, w_dec, 0.0, &mut grad_gate, d_sae);
         }
-        let elementwise = Elementwise {
-            activation,
-            n,
-            d_sae,
-            pre_acts: &pre_acts,
-            acts: &acts,
-            gate_acts: &gate_acts,
-            grad_gate: &grad_gate,
-        };
+        let elementwise = Elementwise { activation, n, d_sae, pre_acts: &pre_acts, acts: &acts, grad_gate: &grad_gate };
         elementwise.run(&mut grad_acts, grads, &mut found);
         let grad_pre = Mat::rows(&grad_acts, d_sae).transposed();
         multiply(d_sae, n, d_model, grad_pre, Mat::rows(x, d_model), beta, &mut grads.w_enc, d_model);
     }
-    for (j, (&sum_act, grad)) in found.sum_acts.iter().zip(grads.w_dec.chunks_exact_mut(d_model)).enumerate() {
-        activation.decoder_row(j, sum_act, &input.w_dec[j * d_model..(j + 1) * d_model], grad);
+    for j in 0..d_sae {
+        let row = j * d_model..(j + 1) * d_model;
+        pull_on_length(&mut grads.w_dec[row.clone()], &input.w_dec[row], found.pulls[j]);
+        grads.b_enc[j] = activation.bias(j, grads.b_enc[j], &grads.own[j]);
     }
     found
 }
@@ -223,7 +221,6 @@ struct Elementwise<'a, A> {
     /// All [n, d_sae].
     pre_acts: &'a [f32],
     acts: &'a [f32],
-    gate_acts: &'a [f32],
     grad_gate: &'a [f32],
 }
 
@@ -235,7 +232,8 @@ vectorised! {
             own: vec![Own::default(); d_sae],
             firings: vec![0; d_sae],
             acts: vec![0.0; d_sae],
-            penalty: 0.0,
+            pulls: vec![0.0; d_sae],
+            penalty: Penalty::default(),
         };
         for (i, grads) in grad_acts.chunks_exact_mut(d_sae).enumerate() {
             input.token(first + i, grads, &mut sums);
@@ -250,7 +248,8 @@ struct Sums {
     own: Vec<Own>,
     firings: Vec<u64>,
     acts: Vec<f64>,
-    penalty: f64,
+    pulls: Vec<f32>,
+    penalty: Penalty,
 }
 
 impl<A: Activation> Elementwise<'_, A> {
@@ -269,6 +268,7 @@ impl<A: Activation> Elementwise<'_, A> {
                 (0..2).for_each(|i| grads.own[j][i] += part.own[j].0[i]);
                 found.firings[j] += part.firings[j];
                 found.sum_acts[j] += part.acts[j];
+                found.pulls[j] += part.pulls[j];
             }
         }
     }
@@ -277,15 +277,23 @@ impl<A: Activation> Elementwise<'_, A> {
     fn token(&self, t: usize, grads: &mut [f32], sums: &mut Sums) {
         let row = t * self.d_sae..(t + 1) * self.d_sae;
         let (pre_acts, acts) = (&self.pre_acts[row.clone()], &self.acts[row.clone()]);
+        let mut token = 1.0;
+        if A::COUNTS_ACTIVE {
+            let cost;
+            (cost, token) = self.activation.token(acts.iter().filter(|&&act| act > 0.0).count());
+            sums.penalty.value += cost;
+        }
         for (j, grad) in grads.iter_mut().enumerate() {
             let gate = if A::HAS_GATE { self.grad_gate[row.start + j] } else { 0.0 };
-            let flow = Flow { act: *grad, gate };
+            let flow = Flow { act: *grad, gate, token };
             *grad = self.activation.backward(j, pre_acts[j], flow, &mut sums.own[j]);
             sums.bias[j] += *grad;
             sums.penalty += self.activation.penalty(j, pre_acts[j]);
             sums.acts[j] += f64::from(acts[j]);
-            let is_active = if A::HAS_GATE { self.gate_acts[row.start + j] > 0.0 } else { acts[j] > 0.0 };
-            sums.firings[j] += u64::from(is_active);
+            if A::PULLS_ON_LENGTH {
+                sums.pulls[j] += self.activation.length_pull(j, pre_acts[j]);
+            }
+            sums.firings[j] += u64::from(acts[j] > 0.0);
         }
     }
 }

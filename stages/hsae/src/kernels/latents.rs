@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::reconstruct::Prefixes;
 use super::{axpy, dot};
-use crate::activation::{Activation, Flow, Own};
+use crate::activation::{Activation, Flow, Own, Penalty};
 use crate::gradients::{BlockMut, Extra, Gradients, RowMut};
 use crate::sparse::{Columns, SparseRows};
 
@@ -17,6 +17,8 @@ pub(crate) struct Backward<'a> {
     /// What flows back into the reconstructions, [B, channels, d_model]: see `reconstruct`.
     pub(crate) flow: &'a [f32],
     pub(crate) prefixes: &'a Prefixes,
+    /// See `Activation::token`, [B]; empty where it does not matter.
+    pub(crate) token_factors: &'a [f32],
     /// [d_sae, d_model].
     pub(crate) w_dec: &'a [f32],
     pub(crate) d_model: usize,
@@ -29,7 +31,7 @@ pub(crate) struct Backward<'a> {
 /// What the pass finds beside the gradients.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Totals {
-    pub(crate) penalty: f64,
+    pub(crate) penalty: Penalty,
     /// Of the gradients of all latents.
     pub(crate) sum_of_squares: f64,
 }
@@ -95,30 +97,41 @@ fn finish_row(row: &mut RowMut, extras: &[Extra], w_dec: &[f32], is_constrained:
 }
 
 fn fold(parts: Vec<Totals>) -> Totals {
-    parts.into_iter().fold(Totals::default(), |all, part| Totals {
-        penalty: all.penalty + part.penalty,
-        sum_of_squares: all.sum_of_squares + part.sum_of_squares,
-    })
+    let mut all = Totals::default();
+    for part in parts {
+        all.penalty += part.penalty;
+        all.sum_of_squares += part.sum_of_squares;
+    }
+    all
+}
+
+/// Adds what reaches a row through its length.
+#[inline(always)]
+pub(super) fn pull_on_length(grad: &mut [f32], w_dec: &[f32], pull: f32) {
+    if pull != 0.0 {
+        axpy(grad, pull / dot(w_dec, w_dec).sqrt().max(f32::MIN_POSITIVE), w_dec);
+    }
 }
 
 impl Backward<'_> {
     /// Writes the gradients of one latent; returns its penalty.
     #[inline(always)]
-    fn latent<A: Activation>(&self, activation: &A, row: &mut RowMut) -> f64 {
+    fn latent<A: Activation>(&self, activation: &A, row: &mut RowMut) -> Penalty {
         let (d_model, j) = (self.d_model, row.latent);
         let n_channels = self.prefixes.len() + usize::from(A::HAS_GATE);
         let w_dec = &self.w_dec[j * d_model..(j + 1) * d_model];
         let prefix = self.prefixes.of(j);
         row.w_enc.fill(0.0);
         row.w_dec.fill(0.0);
-        *row.b_enc = 0.0;
-        let (mut own, mut penalty, mut sum_act) = (Own::default(), 0.0, 0.0);
+        let (mut own, mut penalty, mut pull) = (Own::default(), Penalty::default(), 0.0);
+        let mut sum = 0.0;
         for at in self.columns.range(j) {
             let t = self.columns.row[at] as usize;
             let pre = self.pre_acts.vals[self.columns.entry[at] as usize];
             let flows = &self.flow[t * n_channels * d_model..(t + 1) * n_channels * d_model];
             let flow = &flows[prefix * d_model..(prefix + 1) * d_model];
-            let mut reaching = Flow { act: dot(flow, w_dec), gate: 0.0 };
+            let token = if A::COUNTS_ACTIVE { self.token_factors[t] } else { 1.0 };
+            let mut reaching = Flow { act: dot(flow, w_dec), gate: 0.0, token };
             if A::HAS_GATE {
                 reaching.gate = dot(&flows[(n_channels - 1) * d_model..], w_dec);
             }
@@ -126,12 +139,17 @@ impl Backward<'_> {
             axpy(row.w_dec, act, flow);
             let grad = activation.backward(j, pre, reaching, &mut own);
             axpy(row.w_enc, grad, &self.x[t * d_model..(t + 1) * d_model]);
-            *row.b_enc += grad;
+            sum += grad;
             penalty += activation.penalty(j, pre);
-            sum_act += f64::from(act);
+            if A::PULLS_ON_LENGTH {
+                pull += activation.length_pull(j, pre);
+            }
         }
-        activation.decoder_row(j, sum_act, w_dec, row.w_dec);
+        if A::PULLS_ON_LENGTH {
+            pull_on_length(row.w_dec, w_dec, pull);
+        }
         *row.own = own.0;
+        *row.b_enc = activation.bias(j, sum, row.own);
         penalty
     }
 }

@@ -1,0 +1,45 @@
+//! Elementwise work on a batch.
+
+use rayon::prelude::*;
+
+use crate::kernels::{axpy, dot, vectorised};
+
+/// Tokens per parallel piece of work, and per partial sum.
+const ROWS_AT_ONCE: usize = 64;
+
+/// x − b_dec for every token, in place. Shapes: x [B, d_model], b_dec [d_model].
+pub(super) fn subtract(x: &mut [f32], b_dec: &[f32]) {
+    let rows = x.par_chunks_mut(ROWS_AT_ONCE * b_dec.len());
+    rows.for_each(|rows| subtract_from_rows(rows, b_dec));
+}
+
+/// Σ ‖x − mean(x)‖² over the batch, in blocks folded in order.
+pub(super) fn total_variance(x: &[f32], d_model: usize) -> f64 {
+    let parts: Vec<(Vec<f32>, f64)> =
+        x.par_chunks(ROWS_AT_ONCE * d_model).map(|rows| first_moments(rows, d_model)).collect();
+    let n_rows = (x.len() / d_model) as f64;
+    let (mut sum, mut sum_of_squares) = (vec![0f64; d_model], 0f64);
+    for (part, part_of_squares) in parts {
+        sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += f64::from(part));
+        sum_of_squares += part_of_squares;
+    }
+    sum_of_squares - sum.iter().map(|sum| sum * sum).sum::<f64>() / n_rows
+}
+
+vectorised! {
+    fn subtract_from_rows(rows: &mut [f32], b_dec: &[f32]) {
+        rows.chunks_exact_mut(b_dec.len()).for_each(|row| axpy(row, -1.0, b_dec));
+    }
+}
+
+vectorised! {
+    /// Σ x and Σ ‖x‖².
+    fn first_moments(rows: &[f32], d_model: usize) -> (Vec<f32>, f64) {
+        let (mut sum, mut sum_of_squares) = (vec![0f32; d_model], 0f64);
+        for row in rows.chunks_exact(d_model) {
+            axpy(&mut sum, 1.0, row);
+            sum_of_squares += f64::from(dot(row, row));
+        }
+        (sum, sum_of_squares)
+    }
+}
