@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::gradients::Gradients;
 use crate::kernels::screen::{PANEL, PackedEncoder};
-use crate::kernels::vectorised;
+use crate::kernels::{axpy, vectorised};
 use crate::weights::{Weights, normalise_row};
 
 const EPSILON: f32 = 1e-8;
@@ -39,13 +39,16 @@ impl Adam {
     }
 
     /// One step. `lr_rows` [d_sae] is the learning rate of each latent, `lr` that of b_dec; `sum_of_squares` is that of
-    /// the whole gradient, whose decoder part feels no pull along constrained rows. Returns its norm before clipping.
+    /// the whole gradient without the decoder rows' parts `along` them, [d_sae], which would only change lengths that
+    /// are fixed. Returns its norm before clipping.
+    /// Source of the latter: Bricken et al. 2023, "Towards Monosemanticity", appendix on training.
     pub(crate) fn update(
         &mut self,
         weights: &mut Weights,
         packed: &mut PackedEncoder,
         grads: &Gradients,
         sum_of_squares: f64,
+        along: &[f32],
         lr_rows: &[f32],
         lr: f32,
     ) -> f32 {
@@ -68,10 +71,11 @@ impl Adam {
         let w_enc = w_enc.zip(v.w_enc.par_chunks_mut(block).zip(grads.w_enc.par_chunks(block)));
         let w_dec = weights.w_dec.par_chunks_mut(block).zip(m.w_dec.par_chunks_mut(block));
         let w_dec = w_dec.zip(v.w_dec.par_chunks_mut(block).zip(grads.w_dec.par_chunks(block)));
-        w_enc.zip(w_dec).zip(packed.blocks()).zip(lr_rows.par_chunks(PANEL)).for_each(
-            |(((((enc, m_enc), (v_enc, g_enc)), ((dec, m_dec), (v_dec, g_dec))), mut panel), lr)| {
-                update_rows(&rule, enc, m_enc, v_enc, g_enc, lr, false);
-                update_rows(&rule, dec, m_dec, v_dec, g_dec, lr, is_constrained);
+        let rows = lr_rows.par_chunks(PANEL).zip(along.par_chunks(PANEL));
+        w_enc.zip(w_dec).zip(packed.blocks()).zip(rows).for_each(
+            |(((((enc, m_enc), (v_enc, g_enc)), ((dec, m_dec), (v_dec, g_dec))), mut panel), (lr, along))| {
+                update_rows(&rule, enc, m_enc, v_enc, g_enc, lr, None);
+                update_rows(&rule, dec, m_dec, v_dec, g_dec, lr, is_constrained.then_some(along));
                 panel.pack(enc);
             },
         );
@@ -89,7 +93,8 @@ impl Adam {
 }
 
 vectorised! {
-    /// Some neighbouring rows, each with its own learning rate.
+    /// Some neighbouring rows, each with its own learning rate. Constrained rows say how far their gradients go along
+    /// them.
     fn update_rows(
         rule: &Rule,
         w: &mut [f32],
@@ -97,14 +102,20 @@ vectorised! {
         v: &mut [f32],
         g: &[f32],
         lr: &[f32],
-        is_constrained: bool,
+        constrained: Option<&[f32]>,
     ) {
         let d = w.len() / lr.len();
+        let mut across = vec![0f32; d];
         let moments = m.chunks_exact_mut(d).zip(v.chunks_exact_mut(d));
-        for (((w, (m, v)), g), &lr) in w.chunks_exact_mut(d).zip(moments).zip(g.chunks_exact(d)).zip(lr) {
-            rule.apply(w, m, v, g, lr);
-            if is_constrained {
-                normalise_row(w);
+        for (i, ((w, (m, v)), g)) in w.chunks_exact_mut(d).zip(moments).zip(g.chunks_exact(d)).enumerate() {
+            match constrained {
+                Some(along) => {
+                    across.copy_from_slice(g);
+                    axpy(&mut across, -along[i], w);
+                    rule.apply(w, m, v, &across, lr[i]);
+                    normalise_row(w);
+                }
+                None => rule.apply(w, m, v, g, lr[i]),
             }
         }
     }

@@ -29,7 +29,9 @@ pub fn save(folder: &Path, key: &str, trainer: &Trainer, curve: &[CurveRow]) -> 
     file = file.u64("tokens_since_fired", &state.tokens_since_fired);
     let mut tree_json = Value::Null;
     if let Some(tree) = &state.tree {
-        file = file.f32("tree.n11", &tree.n11, &[tree.n11.len()]).f32("tree.n1", &tree.n1, &[tree.n1.len()]);
+        let partners: Vec<u64> = tree.partners.iter().map(|&partner| partner.into()).collect();
+        file = file.u64("tree.partners", &partners).f32("tree.n11", &tree.n11, &[tree.n11.len()]);
+        file = file.f32("tree.n1", &tree.n1, &[tree.n1.len()]);
         let edge = |e: &ParentEdge| json!([e.parent, e.mi_bits, e.runner_up]);
         let edges: Vec<_> = tree.edges.iter().map(|e| e.as_ref().map(edge)).collect();
         tree_json = json!({"n": tree.n, "weight": tree.weight, "edges": edges});
@@ -100,6 +102,8 @@ fn restore(file: &Tensors, json: &Value, trainer: &mut Trainer) -> Result<()> {
     state.annealing = serde_json::from_value(json["annealing"].clone())?;
     if let Some(tree) = &mut state.tree {
         let number = |key: &str| json["tree"][key].as_f64().with_context(|| format!("has no number `tree.{key}`"));
+        let partners = file.u64("tree.partners", tree.partners.len())?;
+        tree.partners = partners.into_iter().map(|partner| partner as u32).collect();
         tree.n11 = file.f32("tree.n11", tree.n11.len())?;
         tree.n1 = file.f32("tree.n1", d_sae)?;
         (tree.n, tree.weight) = (number("n")?, number("weight")?);

@@ -7,7 +7,7 @@
 
 use crate::activation::{Activation, Penalty};
 use crate::gradients::{Extra, Gradients, weighted_sum_of_rows};
-use crate::kernels::{Aux, Backward, Dense, Prefixes, Totals, backward, dense, finish_rows, reconstruct};
+use crate::kernels::{Aux, Backward, Dense, Prefixes, Sliced, Totals, backward, dense, finish_rows, reconstruct};
 use crate::sparse::{Columns, SparseRows};
 use crate::weights::Weights;
 
@@ -52,10 +52,19 @@ pub(crate) struct Losses {
 /// Gradients are in the buffer that was given; this is the rest.
 pub(crate) struct Found {
     pub(crate) losses: Losses,
-    /// Of the whole gradient.
+    /// Of the whole gradient, without what goes along constrained decoder rows.
     pub(crate) sum_of_squares: f64,
+    /// How far decoder rows' gradients go along them, [d_sae]; 0 for free ones.
+    pub(crate) along: Vec<f32>,
     /// See `Penalty`, as a sum over tokens.
     pub(crate) watched: f64,
+}
+
+/// Room for what every step makes anew.
+#[derive(Default)]
+pub(crate) struct Room {
+    flow: Sliced,
+    x: Sliced,
 }
 
 /// What a dense pass finds beside.
@@ -72,39 +81,41 @@ impl<A: Activation> Objective<'_, A> {
         pre_acts: &SparseRows,
         columns: &Columns,
         terms: Vec<Extra>,
-        flow: &mut Vec<f32>,
+        room: &mut Room,
         grads: &mut Gradients,
     ) -> Found {
         let d_model = self.weights.d_model;
-        let n_channels = self.prefixes.len() + usize::from(A::HAS_GATE);
-        flow.resize(pre_acts.n_rows() * n_channels * d_model, 0.0);
-        let found =
-            reconstruct(self.activation, self.target, pre_acts, &self.weights.w_dec, d_model, self.prefixes, flow);
+        let mut residuals = self.aux.map(|_| vec![0f32; self.target.len()]);
+        let found = reconstruct(
+            self.activation,
+            self.target,
+            pre_acts,
+            &self.weights.w_dec,
+            d_model,
+            self.prefixes,
+            &mut room.flow,
+            residuals.as_deref_mut(),
+        );
+        room.x.fill(self.x, d_model);
         grads.b_dec.copy_from_slice(&found.grad_b_dec);
         let mut losses = self.losses(&found.errors);
         let mut extras = terms;
-        if let Some(aux) = self.aux {
-            // The last channel of the prefixes is the full residual, scaled.
-            let last = self.prefixes.len() - 1;
-            let n_rows = pre_acts.n_rows();
-            let scale = n_rows as f32 / (2.0 * self.prefixes.weights[last]);
-            let stride = n_channels * d_model;
-            extras.push(self.aux_k(aux, &flow[last * d_model..], stride, scale, &mut losses));
+        if let (Some(aux), Some(residuals)) = (self.aux, &residuals) {
+            extras.push(self.aux_k(aux, residuals, &mut losses));
         }
         let (of_tokens, token_factors) = self.tokens(pre_acts);
         let input = Backward {
-            x: self.x,
+            x: &room.x,
+            flow: &room.flow,
             pre_acts,
             columns,
-            flow,
             prefixes: self.prefixes,
             token_factors: &token_factors,
             w_dec: &self.weights.w_dec,
             d_model,
             extras: &extras,
-            is_constrained: self.is_constrained,
         };
-        let mut totals = backward(self.activation, &input, grads);
+        let mut totals = backward(self.activation, &input, self.is_constrained, grads);
         totals.penalty.value += of_tokens;
         self.finish(losses, totals, grads)
     }
@@ -156,18 +167,15 @@ impl<A: Activation> Objective<'_, A> {
         }
     }
 
-    fn aux_k(&self, aux: AuxK, residuals: &[f32], stride: usize, scale: f32, losses: &mut Losses) -> Extra {
+    fn aux_k(&self, aux: AuxK, residuals: &[f32], losses: &mut Losses) -> Extra {
         let d_model = self.weights.d_model;
         let mut weight = aux.weight;
         if aux.is_normalised {
-            let rows = residuals.chunks(stride).map(|row| &row[..d_model]);
-            weight /= variance(rows, d_model) * f64::from(scale).powi(2);
+            weight /= variance(residuals, d_model);
         }
         let (error, extra) = Aux {
             x: self.x,
             residuals,
-            stride,
-            residual_scale: scale,
             w_enc: &self.weights.w_enc,
             b_enc: &self.weights.b_enc,
             w_dec: &self.weights.w_dec,
@@ -192,14 +200,15 @@ impl<A: Activation> Objective<'_, A> {
             grads.b_dec.iter_mut().zip(through).for_each(|(g, sum)| *g -= sum);
         }
         let of_b_dec: f64 = grads.b_dec.iter().map(|&g| f64::from(g).powi(2)).sum();
-        Found { losses, sum_of_squares: totals.sum_of_squares + of_b_dec, watched }
+        let sum_of_squares = totals.sum_of_squares + of_b_dec;
+        Found { losses, sum_of_squares, along: totals.along, watched }
     }
 }
 
 /// Mean over rows of ‖row − mean‖².
-fn variance<'a>(rows: impl Iterator<Item = &'a [f32]>, d_model: usize) -> f64 {
+fn variance(rows: &[f32], d_model: usize) -> f64 {
     let (mut sum, mut sum_of_squares, mut n) = (vec![0f64; d_model], 0f64, 0f64);
-    for row in rows {
+    for row in rows.chunks_exact(d_model) {
         for (sum, &value) in sum.iter_mut().zip(row) {
             *sum += f64::from(value);
             sum_of_squares += f64::from(value).powi(2);

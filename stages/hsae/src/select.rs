@@ -10,7 +10,7 @@ use rayon::prelude::*;
 pub(crate) use budget::{Budget, Scope};
 use budget::{Chosen, choose};
 
-use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, dot};
+use crate::kernels::{Bounds, EncoderInput, TokenBounds, Top, collect, dot};
 use crate::sparse::SparseRows;
 
 /// A soft gate: latent j's score is lowered by `strength` where `parent[j]` is silent.
@@ -45,10 +45,10 @@ impl Selection {
 const N_SAMPLED: usize = 64;
 /// Thresholds drift from batch to batch: the next look starts at this share of the last one.
 const DRIFT: f32 = 0.95;
-/// Share of tokens that need a second look: a lower guess for all would cost more than they do.
-const SECOND_LOOKS: f64 = 0.03;
+/// Share of tokens that need a second look, about: a lower guess for all would cost more than they do.
+const SECOND_LOOKS: f64 = 0.003;
 /// A look that found too little is followed by one from this share of its bound, and after so many by one from zero.
-const LOWER: f32 = 0.8;
+const LOWER: f32 = 0.6;
 const LOOKS: usize = 6;
 
 /// Selects the active latents of a batch. `guess` is a lower bound on the scores worth looking at, from the batch
@@ -74,7 +74,7 @@ pub(crate) fn select_batch(
 /// The latents of a JumpReLU SAE: those above `lower`, of which only those above `threshold` are active, both [d_sae].
 /// With a gate, what it silences is left out.
 pub(crate) fn select_above(input: EncoderInput, lower: &[f32], threshold: &[f32], gate: Option<Gate>) -> Selection {
-    let candidates = collect(input, Bounds { tokens: TokenBounds::All(0.0), shift: Some(lower) });
+    let candidates = collect(input, Bounds { tokens: TokenBounds::All(0.0), shift: Some(lower), top: None });
     let threshold_of = |j: u32| threshold[j as usize];
     let is_active = |(&j, &score): (&u32, &f32)| score > threshold_of(j);
     let active: Vec<bool> = candidates.idx.iter().zip(&candidates.vals).map(is_active).collect();
@@ -118,7 +118,8 @@ fn of_tokens(input: EncoderInput, budget: &Budget, gate: Option<Gate>, guess: f3
     let lengths: Vec<f32> = input.x_centered.par_chunks_exact(d_model).map(|x| dot(x, x).sqrt()).collect();
     let guess = if guess > 0.0 { guess } else { DRIFT * sampled(input, budget, Scope::Token, gate) };
     let mut bounds: Vec<f32> = lengths.iter().map(|length| guess * length).collect();
-    let mut candidates = collect(input, Bounds { tokens: TokenBounds::Each(&bounds), shift: None });
+    let top = only_top(budget, gate);
+    let mut candidates = collect(input, Bounds { tokens: TokenBounds::Each(&bounds), shift: None, top });
     for look in 1.. {
         let from = select_from(candidates, budget, Scope::Token, gate);
         let again: Vec<u32> = (0..n_rows as u32)
@@ -133,10 +134,21 @@ fn of_tokens(input: EncoderInput, budget: &Budget, gate: Option<Gate>, guess: f3
         let x = input.gather(&again);
         let bounds: Vec<f32> = again.iter().map(|&t| bounds[t as usize]).collect();
         let few = EncoderInput { x_centered: &x, ..input };
-        let found = collect(few, Bounds { tokens: TokenBounds::Each(&bounds), shift: None });
+        let found = collect(few, Bounds { tokens: TokenBounds::Each(&bounds), shift: None, top });
         candidates = from.candidates.with_rows_replaced(&again, &found);
     }
     unreachable!("bounds of zero end the search")
+}
+
+/// With one budget for all latents, nothing matters that lies far below a token's k-th largest: a gated score is at most
+/// the gate's strength below its pre-activation.
+fn only_top(budget: &Budget, gate: Option<Gate>) -> Option<Top> {
+    match *budget {
+        Budget::Shared { k, fine, .. } if fine >= k => {
+            Some(Top { k: k.round() as usize, slack: gate.map_or(0.0, |gate| gate.strength) })
+        }
+        _ => None,
+    }
 }
 
 /// Where a few tokens say that the lowest score lies; per token, its share of the token's length.

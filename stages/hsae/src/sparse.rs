@@ -52,12 +52,20 @@ impl SparseRows {
         self.indptr.push(self.idx.len());
     }
 
-    /// Appends all rows of `other`.
-    pub fn append(&mut self, other: &Self) {
-        let offset = self.nnz();
-        self.idx.extend_from_slice(&other.idx);
-        self.vals.extend_from_slice(&other.vals);
-        self.indptr.extend(other.indptr[1..].iter().map(|end| end + offset));
+    /// The rows of all parts, one after another.
+    pub fn concatenated<'a>(n_cols: usize, parts: impl Iterator<Item = &'a Self> + Clone) -> Self {
+        let mut all = Self::new(n_cols);
+        let (n_rows, nnz) = parts.clone().fold((0, 0), |(rows, nnz), part| (rows + part.n_rows(), nnz + part.nnz()));
+        all.indptr.reserve_exact(n_rows);
+        all.idx.reserve_exact(nnz);
+        all.vals.reserve_exact(nnz);
+        for part in parts {
+            let offset = all.nnz();
+            all.idx.extend_from_slice(&part.idx);
+            all.vals.extend_from_slice(&part.vals);
+            all.indptr.extend(part.indptr[1..].iter().map(|end| end + offset));
+        }
+        all
     }
 
     /// The entries that are marked, [nnz].

@@ -237,7 +237,7 @@ impl TrainedSae {
     }
 
     fn bounds<'a>(&self, thresholds: Option<&'a [f32]>) -> Bounds<'a> {
-        Bounds { tokens: TokenBounds::All(0.0), shift: thresholds }
+        Bounds { tokens: TokenBounds::All(0.0), shift: thresholds, top: None }
     }
 }
 

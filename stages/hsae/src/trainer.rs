@@ -18,6 +18,7 @@ use crate::archs::{Annealing, Gated, JumpRelu, PAnneal, Relu, Sparsity};
 use crate::gradients::Gradients;
 use crate::kernels::Prefixes;
 use crate::kernels::screen::{PackedEncoder, Path};
+use crate::objective::Room;
 use crate::schedule::{self, Phase};
 use crate::tree::TreeLearner;
 use crate::weights::Weights;
@@ -41,7 +42,7 @@ pub struct Trainer {
     /// Room for what every step makes anew.
     packed: PackedEncoder,
     grads: Gradients,
-    flow: Vec<f32>,
+    room: Room,
 }
 
 /// Wall time spent in the parts of all steps so far, for the log.
@@ -100,7 +101,7 @@ impl Trainer {
             timing: Timing::default(),
             packed: PackedEncoder::pack(Path::detect(), &weights.w_enc, d_model),
             grads: Gradients::zeros(d_model, d_sae),
-            flow: Vec::new(),
+            room: Room::default(),
             state: TrainerState {
                 step: 0,
                 weights,
@@ -147,6 +148,7 @@ impl Trainer {
             &mut self.packed,
             &self.grads,
             outcome.sum_of_squares,
+            &outcome.along,
             &lr_rows,
             phase.lr as f32,
         );

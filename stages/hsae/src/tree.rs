@@ -1,10 +1,20 @@
 //! The soft tree: a parent for each latent among latents that fire more often, chosen by mutual information of firing
 //! over moving averages (science.md §2 and §3). Counted, not learned by gradient: counting found more of the true edges.
+//!
+//! A parent fires in most of its child's firings, so each latent keeps counts of the few others that it fires with most
+//! often, and no matrix of all pairs.
 
 use artifact::config::{ParentSet, Tree};
 use rayon::prelude::*;
 
 use crate::sparse::{Columns, SparseRows};
+
+/// Possible parents that a latent keeps counts of. Up to so many latents, counts are of all pairs.
+const N_PARTNERS: usize = 64;
+/// A partner is taken in by a step in which it shares at least this part of the latent's firings.
+const LEAST_SHARE: f32 = 0.25;
+/// An empty place among the partners.
+const NONE: u32 = u32::MAX;
 
 /// Weights of past steps grow by 1/decay a step instead of all sums shrinking; beyond this they are scaled back.
 const LARGEST_WEIGHT: f64 = 1e12;
@@ -16,7 +26,9 @@ pub struct TreeLearner {
     pub d_sae: usize,
     /// Latents that may be parents are those below this: d_sae, or n_coarse.
     pub n_parents: usize,
-    /// Weighted co-firings of child j and possible parent i, [d_sae, n_parents].
+    /// Latents below `n_parents` that each fires with, [d_sae, N_PARTNERS].
+    pub partners: Vec<u32>,
+    /// Weighted co-firings with them, alike.
     pub n11: Vec<f32>,
     /// Weighted firings, [d_sae].
     pub n1: Vec<f32>,
@@ -45,7 +57,8 @@ impl TreeLearner {
             config: config.clone(),
             d_sae,
             n_parents,
-            n11: vec![0.0; d_sae * n_parents],
+            partners: vec![NONE; d_sae * N_PARTNERS],
+            n11: vec![0.0; d_sae * N_PARTNERS],
             n1: vec![0.0; d_sae],
             n: 0.0,
             weight: 1.0,
@@ -60,20 +73,27 @@ impl TreeLearner {
     /// Adds a step's firing, taken before the gate acts, so that the gate does not confirm itself.
     pub fn observe(&mut self, firing: &SparseRows, columns: &Columns) {
         const BLOCK: usize = 16;
-        let (weight, n_parents) = (self.weight as f32, self.n_parents);
-        let counts = self.n11.par_chunks_mut(BLOCK * n_parents).zip(self.n1.par_chunks_mut(BLOCK));
-        counts.enumerate().for_each(|(block, (n11, n1))| {
-            for (i, (n11, n1)) in n11.chunks_exact_mut(n_parents).zip(n1).enumerate() {
-                for at in columns.range(block * BLOCK + i) {
-                    *n1 += weight;
-                    for &parent in firing.row(columns.row[at] as usize).0 {
-                        if let Some(count) = n11.get_mut(parent as usize) {
-                            *count += weight;
-                        }
+        let (weight, n_parents, most) = (self.weight as f32, self.n_parents, self.config.firings_per_step);
+        let lists = self.partners.par_chunks_mut(BLOCK * N_PARTNERS).zip(self.n11.par_chunks_mut(BLOCK * N_PARTNERS));
+        lists.zip(self.n1.par_chunks_mut(BLOCK)).enumerate().for_each_init(
+            || CoFirings::new(n_parents),
+            |co_firings, (block, ((partners, n11), n1))| {
+                let lists = partners.chunks_exact_mut(N_PARTNERS).zip(n11.chunks_exact_mut(N_PARTNERS));
+                for (i, ((partners, n11), n1)) in lists.zip(n1).enumerate() {
+                    let j = block * BLOCK + i;
+                    let n_firings = columns.range(j).len();
+                    *n1 += weight * n_firings as f32;
+                    // Of frequent latents some firings, evenly spaced, speak for all.
+                    let n_counted = n_firings.min(most);
+                    for i in 0..n_counted {
+                        let at = columns.range(j).start + i * n_firings / n_counted;
+                        co_firings.count(j as u32, firing.row(columns.row[at] as usize).0);
                     }
+                    let weight = weight * n_firings as f32 / n_counted.max(1) as f32;
+                    co_firings.settle(partners, n11, weight, n_counted as f32);
                 }
-            }
-        });
+            },
+        );
         self.n += self.weight * firing.n_rows() as f64;
         self.weight /= self.config.decay;
         if self.weight > LARGEST_WEIGHT {
@@ -94,14 +114,18 @@ impl TreeLearner {
         let (n, n1, min_excess) = (self.n, &self.n1, self.config.min_excess);
         self.edges = self
             .n11
-            .par_chunks_exact(self.n_parents)
+            .par_chunks_exact(N_PARTNERS)
+            .zip(self.partners.par_chunks_exact(N_PARTNERS))
             .enumerate()
-            .map(|(j, n11)| {
+            .map(|(j, (n11, partners))| {
                 let q = f64::from(n1[j]) / n;
                 let mut best: Option<ParentEdge> = None;
-                for (i, &n11) in n11.iter().enumerate() {
-                    let n11 = f64::from(n11);
-                    if i == j || n11 <= min_n11 || n1[i] <= n1[j] {
+                // Of equal parents the first is taken, wherever its place is.
+                let mut places: Vec<usize> = (0..N_PARTNERS).filter(|&place| partners[place] != NONE).collect();
+                places.sort_unstable_by_key(|&place| partners[place]);
+                for place in places {
+                    let (i, n11) = (partners[place] as usize, f64::from(n11[place]));
+                    if n11 <= min_n11 || n1[i] <= n1[j] {
                         continue;
                     }
                     let p = f64::from(n1[i]) / n;
@@ -131,9 +155,63 @@ impl TreeLearner {
         f64::from(self.n1[j as usize]) / self.n
     }
 
+    /// 0 where no count is kept.
     pub fn joint_rate(&self, child: u32, parent: u32) -> f64 {
-        f64::from(self.n11[child as usize * self.n_parents + parent as usize]) / self.n
+        let list = child as usize * N_PARTNERS..(child as usize + 1) * N_PARTNERS;
+        let place = self.partners[list.clone()].iter().position(|&partner| partner == parent);
+        place.map_or(0.0, |place| f64::from(self.n11[list.start + place]) / self.n)
     }
+}
+
+/// Room for counting the co-firings of one latent in one step.
+struct CoFirings {
+    /// [n_parents], zero between latents.
+    n: Vec<f32>,
+    /// Where it is not zero, in the order of their first appearance.
+    touched: Vec<u32>,
+}
+
+impl CoFirings {
+    fn new(n_parents: usize) -> Self {
+        Self { n: vec![0.0; n_parents], touched: Vec::new() }
+    }
+
+    /// A token on which latent j fires, with all that fire on it.
+    fn count(&mut self, j: u32, active: &[u32]) {
+        for &i in active.iter().filter(|&&i| i != j) {
+            if let Some(n) = self.n.get_mut(i as usize) {
+                if *n == 0.0 {
+                    self.touched.push(i);
+                }
+                *n += 1.0;
+            }
+        }
+    }
+
+    /// Adds the counts to the latent's list, where the rarest give way to those that now fire more often, and empties
+    /// the room.
+    fn settle(&mut self, partners: &mut [u32], n11: &mut [f32], weight: f32, n_firings: f32) {
+        for (partner, n11) in partners.iter().zip(n11.iter_mut()).filter(|&(&partner, _)| partner != NONE) {
+            *n11 += weight * self.n[*partner as usize];
+            self.n[*partner as usize] = 0.0;
+        }
+        let (mut rarest, mut least) = rarest_of(n11);
+        for i in self.touched.drain(..) {
+            let n = std::mem::take(&mut self.n[i as usize]);
+            // A list with room takes all, so that few latents are counted exactly.
+            let is_partner = n > 0.0 && (n >= LEAST_SHARE * n_firings || least == 0.0);
+            if is_partner && weight * n > least {
+                (partners[rarest], n11[rarest]) = (i, weight * n);
+                (rarest, least) = rarest_of(n11);
+            }
+        }
+    }
+}
+
+/// Where the smallest count stands, and it; of equal ones the first.
+fn rarest_of(n11: &[f32]) -> (usize, f32) {
+    let least = n11.iter().copied().fold(f32::INFINITY, f32::min);
+    (n11.iter().position(|&n| n == least).unwrap_or(0), least)
 }
 
 /// Mutual information of two binary variables with P(both) = p11, P(first) = p and P(second) = q, in bits.
@@ -178,8 +256,31 @@ mod tests {
     }
 
     #[test]
+    fn parents_are_found_among_more_latents_than_have_a_place() {
+        // Latent 1 is the child of 0 and fires in one token in 50; 300 others fire as they like.
+        let mut learner = TreeLearner::new(&Tree::default(), 0, 302);
+        for step in 0..200 {
+            let mut rng = artifact::random::stream(step, "test", 1, 0);
+            let mut rows = SparseRows::new(302);
+            for _ in 0..200 {
+                let parent = rng.random_bool(0.1);
+                let child = parent && rng.random_bool(0.2);
+                let others = (2..302u32).filter(|_| rng.random_bool(0.1)).collect::<Vec<_>>();
+                let own = [(0, parent), (1, child)].into_iter().filter(|&(_, is_on)| is_on).map(|(j, _)| j);
+                rows.push_row(own.chain(others).map(|j| (j, 1.0)));
+            }
+            learner.observe(&rows, &rows.columns());
+        }
+        learner.choose();
+        assert_eq!(learner.parents()[1], Some(0));
+        assert_eq!(learner.parents().iter().flatten().count(), 1);
+        // Counted from its first firing on.
+        assert!((learner.joint_rate(1, 0) / learner.rate(1) - 1.0).abs() <= 1e-6);
+    }
+
+    #[test]
     fn averages_are_those_of_the_definition() {
-        let config = Tree { decay: 0.9, ..Tree::default() };
+        let config = Tree { decay: 0.9, firings_per_step: 40, ..Tree::default() };
         let mut learner = TreeLearner::new(&config, 0, 5);
         let (mut n11, mut n1, mut n) = (0.0, 0.0, 0.0);
         // Enough steps that the weights are scaled back at least once: 0.9^-300 > 1e12.

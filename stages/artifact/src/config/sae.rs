@@ -192,6 +192,8 @@ pub struct Tree {
     pub min_excess: f64,
     /// An edge needs about this many co-firings in the moving average's window.
     pub min_count: f64,
+    /// Firings of a latent that are counted in a step; of more, so many speak for all.
+    pub firings_per_step: usize,
     /// Weight of the mutual-information surrogate. It hurts; it is here for the ablation.
     pub w_mi: f64,
     /// Weight of the coverage term: a child on with its parent off pulls the parent up.
@@ -355,6 +357,7 @@ impl Default for Tree {
             decay: 0.995,
             min_excess: 0.5,
             min_count: 5.0,
+            firings_per_step: 4,
             w_mi: 0.0,
             w_coverage: 0.0,
             w_geometry: 0.0,

@@ -252,6 +252,7 @@ impl Sae {
             inside(&key("decay"), tree.decay, 0.0, 1.0)?;
             fraction(&key("min_excess"), tree.min_excess)?;
             not_negative(&key("min_count"), tree.min_count)?;
+            at_least(&key("firings_per_step"), tree.firings_per_step, 1)?;
             ensure!(tree.update_every >= 1, "{at}.tree.update_every = 0 must be at least 1");
             for (name, w) in [("w_mi", tree.w_mi), ("w_coverage", tree.w_coverage), ("w_geometry", tree.w_geometry)] {
                 not_negative(&key(name), w)?;

@@ -7,7 +7,9 @@ fn update(adam: &mut Adam, weights: &mut Weights, grads: &Gradients, lr_rows: &[
     let mut packed = PackedEncoder::pack(Path::detect(), &weights.w_enc, weights.d_model);
     let all = grads.w_enc.iter().chain(&grads.b_enc).chain(&grads.w_dec).chain(&grads.b_dec);
     let sum_of_squares = all.map(|&g| f64::from(g) * f64::from(g)).sum();
-    adam.update(weights, &mut packed, grads, sum_of_squares, lr_rows, lr)
+    let rows = grads.w_dec.chunks(weights.d_model).zip(weights.w_dec.chunks(weights.d_model));
+    let along: Vec<f32> = rows.map(|(g, w)| if adam.is_constrained { dot(g, w) } else { 0.0 }).collect();
+    adam.update(weights, &mut packed, grads, sum_of_squares, &along, lr_rows, lr)
 }
 
 /// Three steps written out as the paper has them, in f64.
@@ -46,6 +48,9 @@ fn constrained_decoder_rows_keep_their_length_and_free_ones_do_not() {
         for row in weights.w_dec.chunks(8) {
             assert_eq!((dot(row, row) - 1.0).abs() <= 1e-6, is_constrained);
         }
+        // A gradient along the rows and nothing else moves no constrained row.
+        let moved = adam.first.w_dec.iter().any(|m| m.abs() > 1e-6);
+        assert_eq!(moved, !is_constrained);
     }
 }
 

@@ -1,19 +1,18 @@
 //! From tokens to the few pre-activations that can matter, without ever holding the dense matrix: the screen looks at a
-//! tile, what passes is computed in f32, and the tile is forgotten.
+//! tile, what passes is noted, and the tile is forgotten. What was noted is then computed in f32, token by token.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::dot;
+use super::compare::{self, CHUNK};
 use super::screen::{PackedEncoder, PackedRows, Path, Screen, TILE};
+use super::{dot, prefetch};
 use crate::sparse::SparseRows;
 
 /// Tokens and latents of a parallel piece of work. Its tokens stay in the second-level cache while latents go by.
 const TASK_ROWS: usize = 512;
 const TASK_LATENTS: usize = 4096;
-/// Latents between two looks at the margin.
-const CHUNK: usize = 32;
 
 /// The encoder and a batch. Shapes: x_centered [B, d_model] (b_dec already subtracted), w_enc [d_sae, d_model],
 /// b_enc [d_sae].
@@ -33,6 +32,14 @@ pub(crate) struct Bounds<'a> {
     pub(crate) tokens: TokenBounds<'a>,
     /// [d_sae]; None: zero.
     pub(crate) shift: Option<&'a [f32]>,
+    /// Where only the k largest of each token matter, those surely more than `slack` below the k-th may be left out.
+    pub(crate) top: Option<Top>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Top {
+    pub(crate) k: usize,
+    pub(crate) slack: f32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +51,7 @@ pub(crate) enum TokenBounds<'a> {
 
 impl Bounds<'_> {
     pub(crate) fn above(bound: f32) -> Self {
-        Self { tokens: TokenBounds::All(bound), shift: None }
+        Self { tokens: TokenBounds::All(bound), shift: None, top: None }
     }
 
     fn of(&self, token: usize) -> f32 {
@@ -80,36 +87,58 @@ impl EncoderInput<'_> {
 /// would give.
 pub(crate) fn collect(input: EncoderInput, bounds: Bounds) -> SparseRows {
     let (n_rows, d_sae) = (input.n_rows(), input.b_enc.len());
-    let found: Vec<Vec<Vec<Found>>> = (0..n_rows.div_ceil(TASK_ROWS))
+    let blocks: Vec<Vec<SparseRows>> = (0..n_rows.div_ceil(TASK_ROWS))
         .into_par_iter()
         .map(|block| {
             let rows = block * TASK_ROWS..((block + 1) * TASK_ROWS).min(n_rows);
             let x = &input.x_centered[rows.start * input.d_model..rows.end * input.d_model];
             let packed = PackedRows::new(input.packed.path(), x, input.d_model);
-            (0..d_sae.div_ceil(TASK_LATENTS))
+            let task = Task { input, bounds, x, packed: &packed, first_row: rows.start, n_rows: rows.len() };
+            let groups: Vec<Vec<Noted>> = (0..d_sae.div_ceil(TASK_LATENTS))
                 .into_par_iter()
-                .map(|group| {
-                    let latents = group * TASK_LATENTS..((group + 1) * TASK_LATENTS).min(d_sae);
-                    Task { input, bounds, x, packed: &packed, first_row: rows.start, n_rows: rows.len() }.run(latents)
-                })
-                .collect()
+                .map(|group| task.run(group * TASK_LATENTS..((group + 1) * TASK_LATENTS).min(d_sae)))
+                .collect();
+            task.settle(&ByRow::sorted(&groups, rows.len()))
         })
         .collect();
-
-    let mut all = SparseRows::new(d_sae);
-    for (block, groups) in found.iter().enumerate() {
-        let rows = block * TASK_ROWS..((block + 1) * TASK_ROWS).min(n_rows);
-        append_sorted_by_row(&mut all, groups, rows);
-    }
-    all
+    SparseRows::concatenated(d_sae, blocks.iter().flatten())
 }
 
-/// An entry of a task; rows count from the task's first.
+/// An entry that passed the screen. Rows count from the task's first.
 #[derive(Clone, Copy)]
-struct Found {
+struct Noted {
     row: u32,
     latent: u32,
-    pre_act: f32,
+    /// The pre-activation less the bounds' shift, about.
+    score: f32,
+}
+
+/// What was noted, row by row and ascending in latent.
+struct ByRow {
+    /// [n_rows + 1].
+    offsets: Vec<usize>,
+    noted: Vec<(u32, f32)>,
+}
+
+impl ByRow {
+    /// A counting sort: groups and panels come in ascending order of latents, so rows come out ascending.
+    fn sorted(groups: &[Vec<Noted>], n_rows: usize) -> Self {
+        let mut offsets = vec![0usize; n_rows + 1];
+        for noted in groups.iter().flatten() {
+            offsets[noted.row as usize + 1] += 1;
+        }
+        for row in 0..n_rows {
+            offsets[row + 1] += offsets[row];
+        }
+        let mut next = offsets.clone();
+        let mut by_row = vec![(0, 0.0); offsets[n_rows]];
+        for noted in groups.iter().flatten() {
+            let at = &mut next[noted.row as usize];
+            by_row[*at] = (noted.latent, noted.score);
+            *at += 1;
+        }
+        Self { offsets, noted: by_row }
+    }
 }
 
 /// Some tokens against some latents.
@@ -124,66 +153,94 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// In the order of panels of latents, then tokens, then latents.
-    fn run(&self, latents: Range<usize>) -> Vec<Found> {
-        let input = &self.input;
-        let screen = Screen { encoder: input.packed, w_enc: input.w_enc, x: self.x, rows: self.packed };
+    /// What passes the screen, in the order of panels of latents, then tokens, then latents.
+    fn run(&self, latents: Range<usize>) -> Vec<Noted> {
+        let screen = self.screen();
         // bf16 tiles are small enough for the first-level cache; f32 ones large enough to be worth their packing.
-        let (step_rows, step_latents) = match input.packed.path() {
+        let (step_rows, step_latents) = match self.input.packed.path() {
             Path::F32 => (TASK_ROWS.min(self.n_rows.next_multiple_of(TILE)), 512),
             #[cfg(target_arch = "x86_64")]
             _ => (TILE, 256),
         };
         let mut tile = vec![0f32; step_rows * step_latents];
-        let mut found = Vec::new();
+        let mut noted = Vec::new();
         for start in latents.clone().step_by(step_latents) {
             let latents = start..(start + step_latents).min(latents.end);
             let panel = self.panel(latents.clone());
             for row in (0..self.n_rows).step_by(step_rows) {
                 let rows = row..(row + step_rows).min(self.n_rows);
                 screen.product(rows.clone(), latents.clone(), &mut tile, step_latents);
-                scan_tile(self, &screen, &tile, step_latents, rows, &panel, &mut found);
+                scan_tile(self, &screen, &tile, step_latents, rows, &panel, &mut noted);
             }
         }
-        found
+        noted
+    }
+
+    fn screen(&self) -> Screen<'_> {
+        Screen { encoder: self.input.packed, w_enc: self.input.w_enc, x: self.x, rows: self.packed }
+    }
+
+    fn offset(&self, j: usize) -> f32 {
+        self.input.b_enc[j] - self.bounds.shift.map_or(0.0, |shift| shift[j])
     }
 
     fn panel(&self, latents: Range<usize>) -> Panel {
-        let offset = |j: usize| self.input.b_enc[j] - self.bounds.shift.map_or(0.0, |shift| shift[j]);
-        let offsets: Vec<f32> = latents.clone().map(offset).collect();
         let chunks = latents.clone().step_by(CHUNK).map(|j| j..(j + CHUNK).min(latents.end));
-        let margins = chunks.map(|chunk| self.margin(chunk, &offsets, latents.start)).collect();
-        Panel { start: latents.start, offsets, margins }
+        Panel {
+            start: latents.start,
+            offsets: latents.clone().map(|j| self.offset(j)).collect(),
+            margins: chunks.map(|chunk| self.margin(chunk)).collect(),
+        }
     }
 
-    fn margin(&self, latents: Range<usize>, offsets: &[f32], start: usize) -> Margin {
+    fn margin(&self, latents: Range<usize>) -> Margin {
         let (length, error) = self.input.packed.worst(latents.clone());
-        let offsets = &offsets[latents.start - start..latents.end - start];
-        Margin { length, error, offset: offsets.iter().fold(0.0, |max, offset| offset.abs().max(max)) }
+        Margin { length, error, offset: latents.fold(0.0, |max, j| self.offset(j).abs().max(max)) }
     }
 
     /// One token against the latents of a panel. Most chunks hold nothing, which one comparison of vectors tells.
     #[inline(always)]
-    fn scan(&self, screen: &Screen, values: &[f32], row: usize, panel: &Panel, found: &mut Vec<Found>) {
-        let token = self.first_row + row;
-        let bound = self.bounds.of(token);
+    fn scan(&self, screen: &Screen, values: &[f32], row: usize, panel: &Panel, noted: &mut Vec<Noted>) {
+        let bound = self.bounds.of(self.first_row + row);
         let chunks = values.chunks(CHUNK).zip(panel.offsets.chunks(CHUNK)).zip(&panel.margins);
         for (c, ((values, offsets), margin)) in chunks.enumerate() {
-            // Adding the offset and comparing round too, by a few units in the last place.
-            let slack = screen.margin(row, margin.length, margin.error)
-                + 4.0 * f32::EPSILON * (margin.offset + bound.abs())
-                + f32::MIN_POSITIVE;
-            let mut above = above(values, offsets, bound - slack);
+            let lower = bound - margin.of(screen, row, bound);
+            let mut above = match (values.try_into(), offsets.try_into()) {
+                (Ok(values), Ok(offsets)) => compare::above(values, offsets, lower),
+                _ => compare::portable(values, offsets, lower),
+            };
             while above != 0 {
-                let latent = panel.start + c * CHUNK + above.trailing_zeros() as usize;
+                let i = above.trailing_zeros() as usize;
                 above &= above - 1;
-                let pre_act = self.input.pre_act(token, latent);
-                let shift = self.bounds.shift.map_or(0.0, |shift| shift[latent]);
-                if pre_act - shift > bound {
-                    found.push(Found { row: row as u32, latent: latent as u32, pre_act });
-                }
+                let latent = (panel.start + c * CHUNK + i) as u32;
+                noted.push(Noted { row: row as u32, latent, score: values[i] + offsets[i] });
             }
         }
+    }
+
+    /// Computes what was noted in f32 and keeps what lies beyond its bound, in blocks of tokens.
+    fn settle(&self, noted: &ByRow) -> Vec<SparseRows> {
+        const BLOCK_ROWS: usize = 64;
+        let margin = self.bounds.top.map(|_| self.margin(0..self.input.b_enc.len()));
+        (0..self.n_rows.div_ceil(BLOCK_ROWS))
+            .into_par_iter()
+            .map(|block| {
+                let rows = block * BLOCK_ROWS..((block + 1) * BLOCK_ROWS).min(self.n_rows);
+                settle_rows(self, noted, rows, margin.as_ref())
+            })
+            .collect()
+    }
+
+    /// The lowest screened score that can still belong to the k largest of a row.
+    #[inline(always)]
+    fn lowest_of_top(&self, noted: &[(u32, f32)], row: usize, margin: &Margin, scores: &mut Vec<f32>) -> f32 {
+        let Some(Top { k, slack }) = self.bounds.top.filter(|top| top.k > 0 && top.k < noted.len()) else {
+            return f32::NEG_INFINITY;
+        };
+        scores.clear();
+        scores.extend(noted.iter().map(|&(_, score)| score));
+        let kth = *scores.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
+        kth - slack - 2.0 * margin.of(&self.screen(), row, kth.abs() + slack)
     }
 }
 
@@ -195,29 +252,44 @@ vectorised! {
         stride: usize,
         rows: Range<usize>,
         panel: &Panel,
-        found: &mut Vec<Found>,
+        noted: &mut Vec<Noted>,
     ) {
         for (values, row) in tile.chunks_exact(stride).zip(rows) {
-            task.scan(screen, &values[..panel.offsets.len()], row, panel, found);
+            task.scan(screen, &values[..panel.offsets.len()], row, panel, noted);
         }
     }
 }
 
-/// Bit i tells whether values\[i\] + offsets\[i\] > lower, for at most CHUNK values.
-#[inline(always)]
-fn above(values: &[f32], offsets: &[f32], lower: f32) -> u32 {
-    let mut bits = 0;
-    if let (Ok(values), Ok(offsets)) = (<&[f32; CHUNK]>::try_from(values), <&[f32; CHUNK]>::try_from(offsets)) {
-        // The compiler makes two vector comparisons of this.
-        for i in 0..CHUNK {
-            bits |= u32::from(values[i] + offsets[i] > lower) << i;
+vectorised! {
+    fn settle_rows(task: &Task, noted: &ByRow, rows: Range<usize>, margin: Option<&Margin>) -> SparseRows {
+        /// Rows of W_enc are fetched so many entries before they are needed.
+        const AHEAD: usize = 3;
+        let input = &task.input;
+        let mut found = SparseRows::new(input.b_enc.len());
+        let (mut scores, mut latents) = (Vec::new(), Vec::new());
+        for row in rows {
+            let token = task.first_row + row;
+            let noted = &noted.noted[noted.offsets[row]..noted.offsets[row + 1]];
+            let lowest = margin.map_or(f32::NEG_INFINITY, |margin| task.lowest_of_top(noted, row, margin, &mut scores));
+            latents.clear();
+            latents.extend(noted.iter().filter(|&&(_, score)| score >= lowest).map(|&(latent, _)| latent));
+            let bound = task.bounds.of(token);
+            for (i, &latent) in latents.iter().enumerate() {
+                if let Some(&next) = latents.get(i + AHEAD) {
+                    let start = next as usize * input.d_model;
+                    prefetch(&input.w_enc[start..start + input.d_model]);
+                }
+                let pre_act = input.pre_act(token, latent as usize);
+                let shift = task.bounds.shift.map_or(0.0, |shift| shift[latent as usize]);
+                if pre_act - shift > bound {
+                    found.idx.push(latent);
+                    found.vals.push(pre_act);
+                }
+            }
+            found.indptr.push(found.idx.len());
         }
-        return bits;
+        found
     }
-    for (i, (value, offset)) in values.iter().zip(offsets).enumerate() {
-        bits |= u32::from(value + offset > lower) << i;
-    }
-    bits
 }
 
 /// Some neighbouring latents, prepared for all tokens.
@@ -229,32 +301,21 @@ struct Panel {
     margins: Vec<Margin>,
 }
 
-/// What the margin of a chunk of latents depends on: their largest norms and offset.
+/// What the margin of some latents depends on: their largest norms and offset.
 struct Margin {
     length: f32,
     error: f32,
     offset: f32,
 }
 
-/// A counting sort: groups and panels come in ascending order of latents, so rows come out ascending.
-fn append_sorted_by_row(all: &mut SparseRows, groups: &[Vec<Found>], rows: Range<usize>) {
-    let mut next = vec![0usize; rows.len() + 1];
-    for found in groups.iter().flatten() {
-        next[found.row as usize + 1] += 1;
-    }
-    next[0] = all.nnz();
-    for row in 0..rows.len() {
-        next[row + 1] += next[row];
-    }
-    all.indptr.extend_from_slice(&next[1..]);
-    let end = next[rows.len()];
-    all.idx.resize(end, 0);
-    all.vals.resize(end, 0.0);
-    for found in groups.iter().flatten() {
-        let at = &mut next[found.row as usize];
-        all.idx[*at] = found.latent;
-        all.vals[*at] = found.pre_act;
-        *at += 1;
+impl Margin {
+    /// How far a screened score near `bound` may lie from the f32 one. Adding the offset and comparing round too, by a
+    /// few units in the last place.
+    #[inline(always)]
+    fn of(&self, screen: &Screen, row: usize, bound: f32) -> f32 {
+        screen.margin(row, self.length, self.error)
+            + 4.0 * f32::EPSILON * (self.offset + bound.abs())
+            + f32::MIN_POSITIVE
     }
 }
 
@@ -277,8 +338,8 @@ mod tests {
                 let input = EncoderInput { x_centered: &x, w_enc: &w_enc, b_enc: &b_enc, d_model, packed: &packed };
                 for bounds in [
                     Bounds::above(0.3),
-                    Bounds { tokens: TokenBounds::Each(&each), shift: None },
-                    Bounds { tokens: TokenBounds::All(0.0), shift: Some(&shift) },
+                    Bounds { tokens: TokenBounds::Each(&each), shift: None, top: None },
+                    Bounds { tokens: TokenBounds::All(0.0), shift: Some(&shift), top: None },
                 ] {
                     let found = collect(input, bounds);
                     let mut expected = SparseRows::new(d_sae);
@@ -288,6 +349,19 @@ mod tests {
                         expected.push_row(row.filter(|&(j, pre)| pre - shift(j) > bounds.of(t)));
                     }
                     assert!(found == expected, "{path:?} {n_rows}×{d_model}×{d_sae} {bounds:?}");
+                }
+                // What is left out is beyond the k largest, and what is there is right.
+                let k = d_sae.min(5);
+                let all = collect(input, Bounds::above(-1e9));
+                let top = Bounds { top: Some(Top { k, slack: 0.1 }), ..Bounds::above(-1e9) };
+                let found = collect(input, top);
+                assert!(found.nnz() <= all.nnz());
+                for t in 0..n_rows {
+                    let mut sorted = all.row(t).1.to_vec();
+                    sorted.sort_by(|a, b| b.total_cmp(a));
+                    let expected = all.row(t).1.iter().filter(|&&pre| pre >= sorted[k - 1] - 0.1);
+                    assert!(expected.clone().all(|pre| found.row(t).1.contains(pre)), "{path:?} token {t}");
+                    assert!(found.row(t).1.iter().all(|pre| all.row(t).1.contains(pre)), "{path:?} token {t}");
                 }
             }
         }

@@ -303,11 +303,8 @@ impl<A: Activation> Elementwise<'_, A> {
 pub(crate) struct Aux<'a> {
     /// The encoder's input, [B, d_model].
     pub(crate) x: &'a [f32],
-    /// x̂ − x, [B, stride] with d_model values a token.
+    /// x̂ − x, [B, d_model].
     pub(crate) residuals: &'a [f32],
-    pub(crate) stride: usize,
-    /// The residual is `residuals` times this.
-    pub(crate) residual_scale: f32,
     pub(crate) w_enc: &'a [f32],
     pub(crate) b_enc: &'a [f32],
     pub(crate) w_dec: &'a [f32],
@@ -350,10 +347,7 @@ impl Aux<'_> {
             multiply(n, d_model, n_dead, x, Mat::rows(&w_enc, d_model).transposed(), 1.0, &mut acts, n_dead);
             acts[..n * n_dead].par_chunks_mut(n_dead).for_each(|row| keep_largest(row, self.k));
             // ê − e, where e = x − x̂.
-            for (t, out) in flow.chunks_exact_mut(d_model).take(n).enumerate() {
-                let residual = &self.residuals[(first + t) * self.stride..][..d_model];
-                out.iter_mut().zip(residual).for_each(|(out, r)| *out = self.residual_scale * r);
-            }
+            flow[..n * d_model].copy_from_slice(&self.residuals[first * d_model..(first + n) * d_model]);
             multiply(n, n_dead, d_model, Mat::rows(&acts, n_dead), Mat::rows(&w_dec, d_model), 1.0, &mut flow, d_model);
             for row in flow.chunks_exact_mut(d_model).take(n) {
                 error += f64::from(dot(row, row)) / n_rows as f64;

@@ -1,21 +1,23 @@
-//! The backward pass, latent by latent: a latent's entries are gathered and both its rows' gradients summed in cache.
+//! The backward pass, latent by latent: the entries of a latent are gathered and both its rows' gradients summed, one
+//! slice of columns after the other, so that what is gathered from stays in cache.
 
 use rayon::prelude::*;
 
 use super::reconstruct::Prefixes;
+use super::sliced::{Sliced, WIDTH};
 use super::{axpy, dot};
 use crate::activation::{Activation, Flow, Own, Penalty};
-use crate::gradients::{BlockMut, Extra, Gradients, RowMut};
+use crate::gradients::{BLOCK_LATENTS, Extra, Gradients};
 use crate::sparse::{Columns, SparseRows};
 
 /// What the pass reads.
 pub(crate) struct Backward<'a> {
-    /// The encoder's input, [B, d_model].
-    pub(crate) x: &'a [f32],
+    /// The encoder's input, one channel.
+    pub(crate) x: &'a Sliced,
+    /// What flows back into the reconstructions, one channel each: see `reconstruct`.
+    pub(crate) flow: &'a Sliced,
     pub(crate) pre_acts: &'a SparseRows,
     pub(crate) columns: &'a Columns,
-    /// What flows back into the reconstructions, [B, channels, d_model]: see `reconstruct`.
-    pub(crate) flow: &'a [f32],
     pub(crate) prefixes: &'a Prefixes,
     /// See `Activation::token`, [B]; empty where it does not matter.
     pub(crate) token_factors: &'a [f32],
@@ -24,27 +26,63 @@ pub(crate) struct Backward<'a> {
     pub(crate) d_model: usize,
     /// Gradients from elsewhere that are added.
     pub(crate) extras: &'a [Extra],
-    /// Decoder rows keep their length.
-    pub(crate) is_constrained: bool,
 }
 
 /// What the pass finds beside the gradients.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) penalty: Penalty,
-    /// Of the gradients of all latents.
+    /// Of the gradients of all latents, without their decoder rows' parts along the rows where those are constrained.
     pub(crate) sum_of_squares: f64,
+    /// How far each decoder row's gradient goes along the row, [d_sae].
+    pub(crate) along: Vec<f32>,
 }
 
 /// ∂W_enc[j] = Σ_t g x[t], ∂b_enc[j] = Σ_t g and ∂W_dec[j] = Σ_t z · flow[t], where g = ∂L/∂pre at the entry (t, j).
 /// Every row of `grads` is written, but b_dec.
-pub(crate) fn backward<A: Activation>(activation: &A, input: &Backward, grads: &mut Gradients) -> Totals {
-    let blocks = grads.blocks(input.d_model);
-    let parts: Vec<Totals> = blocks.map(|mut block| backward_block(activation, input, &mut block)).collect();
-    fold(parts)
+pub(crate) fn backward<A: Activation>(
+    activation: &A,
+    input: &Backward,
+    is_constrained: bool,
+    grads: &mut Gradients,
+) -> Totals {
+    let d_model = input.d_model;
+    let n_latents = grads.b_enc.len();
+    // By column, like `columns`: what reaches each entry from the reconstructions, then its gradient.
+    let mut reaching = vec![[0f32; 2]; input.pre_acts.nnz()];
+    let offsets: Vec<usize> =
+        (0..n_latents).step_by(BLOCK_LATENTS).chain([n_latents]).map(|j| input.columns.colptr[j]).collect();
+    let mut stats = vec![RowStats::default(); n_latents];
+
+    for slice in 0..input.flow.n_slices() {
+        let parts = super::split_at_offsets(&mut reaching, &offsets);
+        let rows = grads.w_dec.par_chunks_mut(BLOCK_LATENTS * d_model).zip(stats.par_chunks_mut(BLOCK_LATENTS));
+        rows.zip(parts).enumerate().for_each(|(block, ((w_dec, stats), reaching))| {
+            decoder_slice(activation, input, slice, block * BLOCK_LATENTS, w_dec, stats, reaching);
+        });
+    }
+    let parts = super::split_at_offsets(&mut reaching, &offsets);
+    let biases = grads.b_enc.par_chunks_mut(BLOCK_LATENTS).zip(grads.own.par_chunks_mut(BLOCK_LATENTS));
+    let penalties: Vec<Penalty> = biases
+        .zip(parts)
+        .enumerate()
+        .map(|(block, ((b_enc, own), reaching))| {
+            entries(activation, input, block * BLOCK_LATENTS, b_enc, own, reaching)
+        })
+        .collect();
+    for slice in 0..input.x.n_slices() {
+        let rows = grads.w_enc.par_chunks_mut(BLOCK_LATENTS * d_model).zip(stats.par_chunks_mut(BLOCK_LATENTS));
+        rows.enumerate().for_each(|(block, (w_enc, stats))| {
+            encoder_slice(input, slice, block * BLOCK_LATENTS, w_enc, stats, &reaching);
+        });
+    }
+
+    let mut totals = totals(&stats, grads, is_constrained);
+    penalties.into_iter().for_each(|penalty| totals.penalty += penalty);
+    totals
 }
 
-/// The last part of the pass alone, for gradients that were summed otherwise.
+/// For gradients that were summed otherwise: adds the extras and takes the totals.
 pub(crate) fn finish_rows(
     grads: &mut Gradients,
     extras: &[Extra],
@@ -52,57 +90,198 @@ pub(crate) fn finish_rows(
     d_model: usize,
     is_constrained: bool,
 ) -> Totals {
-    let parts: Vec<Totals> = grads
-        .blocks(d_model)
-        .map(|mut block| finish_block(&mut block, extras, w_dec, d_model, is_constrained))
+    for extra in extras {
+        for (at, &j) in extra.latents.iter().enumerate() {
+            let (j, row) = (j as usize, at * d_model..(at + 1) * d_model);
+            axpy(&mut grads.w_enc[j * d_model..(j + 1) * d_model], 1.0, &extra.w_enc[row.clone()]);
+            axpy(&mut grads.w_dec[j * d_model..(j + 1) * d_model], 1.0, &extra.w_dec[row]);
+            grads.b_enc[j] += extra.b_enc[at];
+            add_own(&mut grads.own[j], extra, at);
+        }
+    }
+    let rows = grads.w_enc.par_chunks_exact(d_model).zip(grads.w_dec.par_chunks_exact(d_model));
+    let stats: Vec<RowStats> = rows
+        .zip(w_dec.par_chunks_exact(d_model))
+        .map(|((grad_enc, grad_dec), w_dec)| RowStats {
+            along: dot(grad_dec, w_dec),
+            decoder: dot(grad_dec, grad_dec),
+            encoder: dot(grad_enc, grad_enc),
+        })
         .collect();
-    fold(parts)
+    totals(&stats, grads, is_constrained)
 }
 
-vectorised! {
-    fn backward_block<A: Activation>(activation: &A, input: &Backward, block: &mut BlockMut) -> Totals {
-        let mut totals = Totals::default();
-        for mut row in block.rows(input.d_model) {
-            totals.penalty += input.latent(activation, &mut row);
-            finish_row(&mut row, input.extras, input.w_dec, input.is_constrained, &mut totals);
-        }
-        totals
+/// Products of one latent's gradient rows, summed over slices.
+#[derive(Clone, Copy, Debug, Default)]
+struct RowStats {
+    /// ∂W_dec · W_dec.
+    along: f32,
+    /// ‖∂W_dec‖².
+    decoder: f32,
+    /// ‖∂W_enc‖².
+    encoder: f32,
+}
+
+fn totals(stats: &[RowStats], grads: &Gradients, is_constrained: bool) -> Totals {
+    let square = |value: f32| f64::from(value).powi(2);
+    let mut totals = Totals::default();
+    for ((stats, bias), own) in stats.iter().zip(&grads.b_enc).zip(&grads.own) {
+        let along = if is_constrained { stats.along } else { 0.0 };
+        // What is left of a row without its part along a row of length 1.
+        let decoder = (f64::from(stats.decoder) - square(along)).max(0.0);
+        totals.sum_of_squares += decoder + f64::from(stats.encoder) + square(*bias) + square(own[0]) + square(own[1]);
+        totals.along.push(along);
     }
+    totals
 }
 
-vectorised! {
-    fn finish_block(
-        block: &mut BlockMut,
-        extras: &[Extra],
-        w_dec: &[f32],
-        d_model: usize,
-        is_constrained: bool,
-    ) -> Totals {
-        let mut totals = Totals::default();
-        for mut row in block.rows(d_model) {
-            finish_row(&mut row, extras, w_dec, is_constrained, &mut totals);
-        }
-        totals
-    }
+fn add_own(own: &mut [f32; 2], extra: &Extra, at: usize) {
+    let extra = extra.own.get(at).unwrap_or(&[0.0; 2]);
+    own.iter_mut().zip(extra).for_each(|(own, extra)| *own += extra);
 }
 
+/// One slice of a row, in registers.
+type Slice = [f32; WIDTH];
+
+/// The row of token t in a slice.
 #[inline(always)]
-fn finish_row(row: &mut RowMut, extras: &[Extra], w_dec: &[f32], is_constrained: bool, totals: &mut Totals) {
-    let d_model = row.w_dec.len();
-    row.add(extras);
-    if is_constrained {
-        row.remove_parallel_part(&w_dec[row.latent * d_model..(row.latent + 1) * d_model]);
-    }
-    totals.sum_of_squares += row.sum_of_squares();
+fn row_of(slice: &[f32], t: usize) -> &Slice {
+    let row = &slice[t * WIDTH..(t + 1) * WIDTH];
+    row.try_into().unwrap_or(&[0.0; WIDTH])
 }
 
-fn fold(parts: Vec<Totals>) -> Totals {
-    let mut all = Totals::default();
-    for part in parts {
-        all.penalty += part.penalty;
-        all.sum_of_squares += part.sum_of_squares;
+/// Columns of a row of weights, padded with zeros.
+#[inline(always)]
+fn padded(row: &[f32]) -> Slice {
+    let mut slice = [0.0; WIDTH];
+    slice[..row.len()].copy_from_slice(row);
+    slice
+}
+
+vectorised! {
+    /// One slice of some latents' decoder gradients, and its share of what reaches their entries.
+    fn decoder_slice<A: Activation>(
+        activation: &A,
+        input: &Backward,
+        slice: usize,
+        first: usize,
+        grad: &mut [f32],
+        stats: &mut [RowStats],
+        reaching: &mut [[f32; 2]],
+    ) {
+        let (columns, d_model) = (input.flow.columns(slice), input.d_model);
+        let gate = if A::HAS_GATE { input.flow.slice(input.prefixes.len(), slice) } else { &[] };
+        let start = input.columns.colptr[first];
+        for (i, (grad, stats)) in grad.chunks_exact_mut(d_model).zip(stats).enumerate() {
+            let j = first + i;
+            let w = padded(&input.w_dec[j * d_model..][columns.clone()]);
+            let flow = input.flow.slice(input.prefixes.of(j), slice);
+            let mut sum = [0f32; WIDTH];
+            let mut pull = 0.0;
+            for at in input.columns.range(j) {
+                let (t, pre) = input.entry(at);
+                let flow = row_of(flow, t);
+                axpy(&mut sum, activation.act(j, pre), flow);
+                let reaching = &mut reaching[at - start];
+                reaching[0] += dot(flow, &w);
+                if A::HAS_GATE {
+                    reaching[1] += dot(row_of(gate, t), &w);
+                }
+                if A::PULLS_ON_LENGTH {
+                    pull += activation.length_pull(j, pre);
+                }
+            }
+            if A::PULLS_ON_LENGTH && pull != 0.0 {
+                let row = &input.w_dec[j * d_model..(j + 1) * d_model];
+                axpy(&mut sum, pull / dot(row, row).sqrt().max(f32::MIN_POSITIVE), &w);
+            }
+            input.add_extras(j, &mut sum, |extra| &extra.w_dec[..], slice);
+            stats.along += dot(&sum, &w);
+            stats.decoder += dot(&sum, &sum);
+            grad[columns.clone()].copy_from_slice(&sum[..columns.len()]);
+        }
     }
-    all
+}
+
+vectorised! {
+    /// Gradients of some latents' entries, in place of what reaches them, and of their biases and own parameters.
+    fn entries<A: Activation>(
+        activation: &A,
+        input: &Backward,
+        first: usize,
+        b_enc: &mut [f32],
+        own: &mut [[f32; 2]],
+        reaching: &mut [[f32; 2]],
+    ) -> Penalty {
+        let mut penalty = Penalty::default();
+        let start = input.columns.colptr[first];
+        for (i, (bias, own)) in b_enc.iter_mut().zip(own).enumerate() {
+            let j = first + i;
+            let (mut sum, mut of_latent) = (0.0, Own::default());
+            for at in input.columns.range(j) {
+                let (t, pre) = input.entry(at);
+                let reaching = &mut reaching[at - start];
+                let token = if A::COUNTS_ACTIVE { input.token_factors[t] } else { 1.0 };
+                let flow = Flow { act: reaching[0], gate: reaching[1], token };
+                reaching[0] = activation.backward(j, pre, flow, &mut of_latent);
+                sum += reaching[0];
+                penalty += activation.penalty(j, pre);
+            }
+            *own = of_latent.0;
+            *bias = activation.bias(j, sum, own);
+            for extra in input.extras {
+                if let Ok(at) = extra.latents.binary_search(&(j as u32)) {
+                    *bias += extra.b_enc[at];
+                    add_own(own, extra, at);
+                }
+            }
+        }
+        penalty
+    }
+}
+
+vectorised! {
+    /// One slice of some latents' encoder gradients.
+    fn encoder_slice(
+        input: &Backward,
+        slice: usize,
+        first: usize,
+        grad: &mut [f32],
+        stats: &mut [RowStats],
+        gradients: &[[f32; 2]],
+    ) {
+        let (columns, d_model) = (input.x.columns(slice), input.d_model);
+        let x = input.x.slice(0, slice);
+        for (i, (grad, stats)) in grad.chunks_exact_mut(d_model).zip(stats).enumerate() {
+            let j = first + i;
+            let mut sum = [0f32; WIDTH];
+            for at in input.columns.range(j) {
+                axpy(&mut sum, gradients[at][0], row_of(x, input.columns.row[at] as usize));
+            }
+            input.add_extras(j, &mut sum, |extra| &extra.w_enc[..], slice);
+            stats.encoder += dot(&sum, &sum);
+            grad[columns.clone()].copy_from_slice(&sum[..columns.len()]);
+        }
+    }
+}
+
+impl Backward<'_> {
+    /// Token and pre-activation of an entry.
+    #[inline(always)]
+    fn entry(&self, at: usize) -> (usize, f32) {
+        (self.columns.row[at] as usize, self.pre_acts.vals[self.columns.entry[at] as usize])
+    }
+
+    #[inline(always)]
+    fn add_extras(&self, j: usize, sum: &mut Slice, part: impl Fn(&Extra) -> &[f32], slice: usize) {
+        let columns = self.x.columns(slice);
+        for extra in self.extras {
+            if let Ok(at) = extra.latents.binary_search(&(j as u32)) {
+                let row = &part(extra)[at * self.d_model..][columns.clone()];
+                axpy(&mut sum[..columns.len()], 1.0, row);
+            }
+        }
+    }
 }
 
 /// Adds what reaches a row through its length.
@@ -110,46 +289,5 @@ fn fold(parts: Vec<Totals>) -> Totals {
 pub(super) fn pull_on_length(grad: &mut [f32], w_dec: &[f32], pull: f32) {
     if pull != 0.0 {
         axpy(grad, pull / dot(w_dec, w_dec).sqrt().max(f32::MIN_POSITIVE), w_dec);
-    }
-}
-
-impl Backward<'_> {
-    /// Writes the gradients of one latent; returns its penalty.
-    #[inline(always)]
-    fn latent<A: Activation>(&self, activation: &A, row: &mut RowMut) -> Penalty {
-        let (d_model, j) = (self.d_model, row.latent);
-        let n_channels = self.prefixes.len() + usize::from(A::HAS_GATE);
-        let w_dec = &self.w_dec[j * d_model..(j + 1) * d_model];
-        let prefix = self.prefixes.of(j);
-        row.w_enc.fill(0.0);
-        row.w_dec.fill(0.0);
-        let (mut own, mut penalty, mut pull) = (Own::default(), Penalty::default(), 0.0);
-        let mut sum = 0.0;
-        for at in self.columns.range(j) {
-            let t = self.columns.row[at] as usize;
-            let pre = self.pre_acts.vals[self.columns.entry[at] as usize];
-            let flows = &self.flow[t * n_channels * d_model..(t + 1) * n_channels * d_model];
-            let flow = &flows[prefix * d_model..(prefix + 1) * d_model];
-            let token = if A::COUNTS_ACTIVE { self.token_factors[t] } else { 1.0 };
-            let mut reaching = Flow { act: dot(flow, w_dec), gate: 0.0, token };
-            if A::HAS_GATE {
-                reaching.gate = dot(&flows[(n_channels - 1) * d_model..], w_dec);
-            }
-            let act = activation.act(j, pre);
-            axpy(row.w_dec, act, flow);
-            let grad = activation.backward(j, pre, reaching, &mut own);
-            axpy(row.w_enc, grad, &self.x[t * d_model..(t + 1) * d_model]);
-            sum += grad;
-            penalty += activation.penalty(j, pre);
-            if A::PULLS_ON_LENGTH {
-                pull += activation.length_pull(j, pre);
-            }
-        }
-        if A::PULLS_ON_LENGTH {
-            pull_on_length(row.w_dec, w_dec, pull);
-        }
-        *row.own = own.0;
-        *row.b_enc = activation.bias(j, sum, row.own);
-        penalty
     }
 }

@@ -36,17 +36,20 @@ macro_rules! vectorised {
 pub(crate) use vectorised;
 
 mod collect;
+mod compare;
 mod dense;
 mod dot;
 mod latents;
 mod reconstruct;
 pub(crate) mod screen;
+mod sliced;
 
-pub(crate) use collect::{Bounds, EncoderInput, TokenBounds, collect};
+pub(crate) use collect::{Bounds, EncoderInput, TokenBounds, Top, collect};
 pub(crate) use dense::{Aux, Dense, dense};
 pub(crate) use dot::dot;
 pub(crate) use latents::{Backward, Totals, backward, finish_rows};
 pub(crate) use reconstruct::{Prefixes, decode_rows, reconstruct};
+pub(crate) use sliced::Sliced;
 
 /// The vector instructions of this processor.
 #[cfg(target_arch = "x86_64")]
@@ -83,6 +86,18 @@ pub(crate) fn axpy(y: &mut [f32], a: f32, x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += a * x;
     }
+}
+
+/// Asks for a row to be brought into the cache, where there is a way to ask.
+#[inline(always)]
+pub(crate) fn prefetch(row: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in row.chunks(16) {
+        // SAFETY: fetching ahead has no effect but on time.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = row;
 }
 
 /// Splits `data` at the given ascending offsets (the first 0, the last its length), so that each part can go to a thread.

@@ -3,12 +3,13 @@
 
 use rayon::prelude::*;
 
-use super::{axpy, dot};
+use super::sliced::{BLOCK_ROWS, BlockMut, Sliced};
+use super::{axpy, dot, prefetch};
 use crate::activation::Activation;
 use crate::sparse::SparseRows;
 
-/// Tokens per parallel piece of work, and per partial sum.
-const BLOCK_ROWS: usize = 64;
+/// Rows of W_dec are fetched so many entries before they are needed.
+const AHEAD: usize = 2;
 
 /// x̂ = b_dec + Σ_j z_j W_dec[j], over the latents below `n_latents`.
 /// Shapes: acts [B, d_sae] sparse, w_dec [d_sae, d_model], b_dec [d_model] → [B, d_model].
@@ -62,10 +63,10 @@ pub(crate) struct Reconstruction {
     pub(crate) grad_b_dec: Vec<f32>,
 }
 
-/// Errors of all reconstructions, and in `grads` what flows back into each: the sum of ∂L/∂x̂_m over a prefix and all
-/// longer ones, which is what a latent receives whose first prefix it is.
-/// Shapes: x_centered [B, d_model] (the target without b_dec), pre_acts sparse [B, d_sae], grads [B, channels, d_model],
-/// where the channels are the prefixes and, with a gate, its reconstruction.
+/// Errors of all reconstructions, and in `flow` what flows back into each: the sum of ∂L/∂x̂_m over a prefix and all
+/// longer ones, which is what a latent receives whose first prefix it is. The channels are the prefixes and, with a gate,
+/// its reconstruction. `residuals` receives x̂ − x, [B, d_model].
+/// Shapes: x_centered [B, d_model] (the target without b_dec), pre_acts sparse [B, d_sae].
 /// Source: Bussmann et al. 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", equation 2.
 pub(crate) fn reconstruct<A: Activation>(
     activation: &A,
@@ -74,17 +75,28 @@ pub(crate) fn reconstruct<A: Activation>(
     w_dec: &[f32],
     d_model: usize,
     prefixes: &Prefixes,
-    grads: &mut [f32],
+    flow: &mut Sliced,
+    mut residuals: Option<&mut [f32]>,
 ) -> Reconstruction {
     let n_rows = pre_acts.n_rows();
     let n_channels = prefixes.len() + usize::from(A::HAS_GATE);
-    assert_eq!(grads.len(), n_rows * n_channels * d_model, "grads is [B, channels, d_model]");
-    let parts: Vec<Reconstruction> = grads
-        .par_chunks_mut(BLOCK_ROWS * n_channels * d_model)
+    flow.resize(n_channels, n_rows, d_model);
+    let mut none = vec![];
+    let residuals: Vec<&mut [f32]> = match &mut residuals {
+        Some(residuals) => residuals.chunks_mut(BLOCK_ROWS * d_model).collect(),
+        None => {
+            none.resize_with(n_rows.div_ceil(BLOCK_ROWS), || [0f32; 0]);
+            none.iter_mut().map(|none| &mut none[..]).collect()
+        }
+    };
+    let parts: Vec<Reconstruction> = flow
+        .blocks(n_channels)
+        .into_par_iter()
+        .zip(residuals)
         .enumerate()
-        .map(|(block, grads)| {
+        .map(|(block, (mut flow, residuals))| {
             let input = Block { x_centered, pre_acts, w_dec, d_model, prefixes, first: block * BLOCK_ROWS };
-            reconstruct_block(activation, &input, grads)
+            reconstruct_block(activation, &input, &mut flow, residuals)
         })
         .collect();
     let mut all = Reconstruction { errors: vec![0.0; n_channels], grad_b_dec: vec![0.0; d_model] };
@@ -107,13 +119,19 @@ struct Block<'a> {
 }
 
 vectorised! {
-    fn reconstruct_block<A: Activation>(activation: &A, input: &Block, grads: &mut [f32]) -> Reconstruction {
+    fn reconstruct_block<A: Activation>(
+        activation: &A,
+        input: &Block,
+        flow: &mut BlockMut,
+        residuals: &mut [f32],
+    ) -> Reconstruction {
         let (d_model, prefixes) = (input.d_model, input.prefixes);
         let n_channels = prefixes.len() + usize::from(A::HAS_GATE);
         let scale = 2.0 / input.pre_acts.n_rows() as f32;
         let mut part = Reconstruction { errors: vec![0.0; n_channels], grad_b_dec: vec![0.0; d_model] };
-        let mut residual = vec![0f32; d_model];
-        for (i, grads) in grads.chunks_exact_mut(n_channels * d_model).enumerate() {
+        let (mut residual, mut token) = (vec![0f32; d_model], vec![0f32; n_channels * d_model]);
+        let n_rows = BLOCK_ROWS.min(input.pre_acts.n_rows() - input.first);
+        for i in 0..n_rows {
             let t = input.first + i;
             let x = &input.x_centered[t * d_model..(t + 1) * d_model];
             let (idx, pre) = input.pre_acts.row(t);
@@ -121,27 +139,34 @@ vectorised! {
 
             residual.iter_mut().zip(x).for_each(|(r, x)| *r = -x);
             let mut e = 0;
-            for (p, grad) in grads.chunks_exact_mut(d_model).take(prefixes.len()).enumerate() {
+            for (p, channel) in token.chunks_exact_mut(d_model).take(prefixes.len()).enumerate() {
                 while e < idx.len() && (idx[e] as usize) < prefixes.ends[p] {
+                    if let Some(&next) = idx.get(e + AHEAD) {
+                        prefetch(row(next as usize));
+                    }
                     let j = idx[e] as usize;
                     axpy(&mut residual, activation.act(j, pre[e]), row(j));
                     e += 1;
                 }
                 part.errors[p] += f64::from(dot(&residual, &residual));
-                grad.copy_from_slice(&residual);
+                channel.copy_from_slice(&residual);
+            }
+            if let Some(out) = residuals.get_mut(i * d_model..(i + 1) * d_model) {
+                out.copy_from_slice(&residual);
             }
             if A::HAS_GATE {
-                let grad = &mut grads[prefixes.len() * d_model..];
-                grad.iter_mut().zip(x).for_each(|(r, x)| *r = -x);
+                let channel = &mut token[prefixes.len() * d_model..];
+                channel.iter_mut().zip(x).for_each(|(r, x)| *r = -x);
                 for (&j, &pre) in idx.iter().zip(pre) {
-                    axpy(grad, activation.gate_act(j as usize, pre), row(j as usize));
+                    axpy(channel, activation.gate_act(j as usize, pre), row(j as usize));
                 }
-                part.errors[prefixes.len()] += f64::from(dot(grad, grad));
-                grad.iter_mut().for_each(|g| *g *= scale);
+                part.errors[prefixes.len()] += f64::from(dot(channel, channel));
+                channel.iter_mut().for_each(|g| *g *= scale);
             }
-            suffix_sums(grads, d_model, &prefixes.weights, scale);
+            suffix_sums(&mut token, d_model, &prefixes.weights, scale);
             // b_dec is part of every prefix, so it receives what the first one does.
-            axpy(&mut part.grad_b_dec, 1.0, &grads[..d_model]);
+            axpy(&mut part.grad_b_dec, 1.0, &token[..d_model]);
+            token.chunks_exact(d_model).enumerate().for_each(|(channel, row)| flow.write(i, channel, row));
         }
         part
     }

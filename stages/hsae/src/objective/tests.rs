@@ -114,7 +114,7 @@ fn gradients<A: Activation>(activation: &A, terms: &Terms, weights: &Weights, x:
         centers_input: true,
     };
     let mut grads = Gradients::zeros(D_MODEL, D_SAE);
-    let found = objective.sparse(&chosen, &chosen.columns(), Vec::new(), &mut Vec::new(), &mut grads);
+    let found = objective.sparse(&chosen, &chosen.columns(), Vec::new(), &mut Room::default(), &mut grads);
     let all = grads.w_enc.iter().chain(&grads.b_enc).chain(&grads.w_dec).chain(&grads.b_dec);
     let sum_of_squares: f64 = all.map(|&g| f64::from(g).powi(2)).sum();
     assert!((found.sum_of_squares - sum_of_squares).abs() <= 1e-5 * sum_of_squares);
@@ -191,7 +191,7 @@ fn the_dense_pass_gives_what_the_sparse_one_does() {
         centers_input: true,
     };
     let (mut sparse, mut dense) = (Gradients::zeros(D_MODEL, D_SAE), Gradients::zeros(D_MODEL, D_SAE));
-    let of_sparse = objective.sparse(&chosen, &chosen.columns(), Vec::new(), &mut Vec::new(), &mut sparse);
+    let of_sparse = objective.sparse(&chosen, &chosen.columns(), Vec::new(), &mut Room::default(), &mut sparse);
     let (of_dense, counts) = objective.dense(Vec::new(), &mut dense);
     assert_eq!(counts.firings, chosen.firings());
     let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * (1.0 + a.abs());

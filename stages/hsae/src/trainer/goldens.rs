@@ -251,7 +251,13 @@ fn hiersae() {
         aux_k: AuxK { weight: 0.0, ..AuxK::default() },
         prefixes: Some(PrefixesConfig { fixed, n_random: 0, ..PrefixesConfig::default() }),
         curriculum: Some(Curriculum { coarse_until: 0.0, fine_full_at: 0.0, ..Curriculum::default() }),
-        tree: Some(Tree { parents: ParentSet::Any, update_every: 5, min_excess, ..Tree::default() }),
+        tree: Some(Tree {
+            parents: ParentSet::Any,
+            update_every: 5,
+            min_excess,
+            firings_per_step: BATCH,
+            ..Tree::default()
+        }),
         ..two_level(Arch::Hiersae)
     };
     check("hiersae", trainer(&config(vec![4, N_COARSE, 40], 0.5), 1.0), false);

@@ -9,8 +9,9 @@ pub(super) struct Outcome {
     pub(super) losses: Losses,
     pub(super) tree: TreeLosses,
     pub(super) firing: Firing,
-    /// Of the whole gradient.
+    /// See `Found`.
     pub(super) sum_of_squares: f64,
+    pub(super) along: Vec<f32>,
     /// Mean over tokens of ‖x − x̂‖², whatever its weight in the loss.
     pub(super) squared_error: f64,
     /// The gate's strength.

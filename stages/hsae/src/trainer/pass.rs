@@ -71,8 +71,8 @@ impl Trainer {
         };
         let (mut found, firing) = match (&selection, &columns, firing) {
             (Some(selection), Some(columns), Some(firing)) => {
-                let flow = &mut self.flow;
-                (objective.sparse(&selection.pre_acts, columns, terms, flow, &mut self.grads), firing)
+                let room = &mut self.room;
+                (objective.sparse(&selection.pre_acts, columns, terms, room, &mut self.grads), firing)
             }
             _ => {
                 let (found, counts) = objective.dense(terms, &mut self.grads);
@@ -108,6 +108,7 @@ impl Trainer {
             tree,
             firing,
             sum_of_squares: found.sum_of_squares,
+            along: found.along,
             gate,
             coefficient: self.state.l1_coefficient * phase.sparsity,
             watched: found.watched,
