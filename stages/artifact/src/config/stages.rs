@@ -34,6 +34,16 @@ pub enum ActivationDtype {
     F32,
 }
 
+impl ActivationDtype {
+    /// Of one value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
 /// Activations to SAEs. What all SAEs share; what differs stands in `saes`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
