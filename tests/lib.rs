@@ -42,9 +42,14 @@ impl Run {
             run.all();
             run
         });
-        let run = Self::of("smoke.yaml");
-        copy_folder(&finished.folder, &run.folder);
-        run
+        finished.copy()
+    }
+
+    /// The same pipeline in another folder, with all that was made so far.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new(&std::fs::read_to_string(&self.config).expect("the pipeline file"));
+        copy_folder(&self.folder, &copy.folder);
+        copy
     }
 
     /// A folder beside the run.

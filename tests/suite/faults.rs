@@ -10,12 +10,12 @@ use pipeline_tests::{Run, STAGES, changed, stderr};
 use rand::Rng;
 
 /// The i-th moment at which a stage is killed, as a share of the time it takes.
-fn moment(stage: &str, i: u64) -> f64 {
+pub(crate) fn moment(stage: &str, i: u64) -> f64 {
     f64::from(stream(0, stage, 0, i).next_u32()) / f64::from(u32::MAX)
 }
 
 /// How long a stage takes when nothing disturbs it.
-fn duration(run: &Run, stage: &str) -> Duration {
+pub(crate) fn duration(run: &Run, stage: &str) -> Duration {
     let start = Instant::now();
     run.expect(stage, &["--force"]);
     start.elapsed()

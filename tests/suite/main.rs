@@ -7,4 +7,5 @@ mod own_activations;
 mod planted;
 mod reproducible;
 mod shipped_files;
+mod training;
 mod up_to_date;

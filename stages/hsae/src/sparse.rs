@@ -59,13 +59,16 @@ impl SparseRows {
         all.indptr.reserve_exact(n_rows);
         all.idx.reserve_exact(nnz);
         all.vals.reserve_exact(nnz);
-        for part in parts {
-            let offset = all.nnz();
-            all.idx.extend_from_slice(&part.idx);
-            all.vals.extend_from_slice(&part.vals);
-            all.indptr.extend(part.indptr[1..].iter().map(|end| end + offset));
-        }
+        parts.for_each(|part| all.append(part));
         all
+    }
+
+    /// Appends all rows of `other`.
+    pub fn append(&mut self, other: &Self) {
+        let offset = self.nnz();
+        self.idx.extend_from_slice(&other.idx);
+        self.vals.extend_from_slice(&other.vals);
+        self.indptr.extend(other.indptr[1..].iter().map(|end| end + offset));
     }
 
     /// The entries that are marked, [nnz].

@@ -34,6 +34,16 @@ pub enum ActivationDtype {
     F32,
 }
 
+impl ActivationDtype {
+    /// Of one value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
 /// Activations to SAEs. What all SAEs share; what differs stands in `saes`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -56,6 +66,14 @@ pub struct Train {
     pub checkpoint_every: u64,
     /// Steps between two rows of the curve.
     pub log_every: u64,
+    /// MiB that training activations may take in memory. A train split that fits (rows × d_model × bytes of
+    /// `harvest.dtype`) is kept whole and shuffled exactly, and the number then changes nothing. One that does not is read
+    /// again every epoch, in windows of half as much: row groups in random order, the rows of a window shuffled. What
+    /// is learnt then depends on this number.
+    pub resident_mb: u64,
+    /// SAEs of the same seed that train at once, on one pass over the data; all of them are in memory. It changes the
+    /// speed, not the result.
+    pub together: usize,
     pub saes: Vec<Sae>,
 }
 
@@ -140,6 +158,8 @@ impl Default for Train {
             max_grad_norm: 1.0,
             checkpoint_every: 200,
             log_every: 20,
+            resident_mb: 4096,
+            together: 8,
             saes: Vec::new(),
         }
     }

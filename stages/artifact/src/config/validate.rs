@@ -56,6 +56,8 @@ impl Pipeline {
         inside("train.adam_beta2", train.adam_beta2, 0.0, 1.0)?;
         positive("train.max_grad_norm", train.max_grad_norm)?;
         ensure!(train.log_every >= 1, "train.log_every = 0 must be at least 1");
+        ensure!(train.resident_mb >= 1, "train.resident_mb = 0 must be at least 1");
+        at_least("train.together", train.together, 1)?;
         ensure!(!train.saes.is_empty(), "train.saes is empty: name at least one SAE");
         let mut names = BTreeSet::new();
         for (i, sae) in train.saes.iter().enumerate() {

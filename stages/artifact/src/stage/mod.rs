@@ -28,8 +28,10 @@ pub mod memory;
 mod source;
 mod task;
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Once;
 
 use anyhow::{Context, Result};
 use clap::{Command, FromArgMatches};
@@ -194,10 +196,20 @@ fn explain_panics(name: &'static str) {
 
 /// Runs a reader that may panic on malformed files, as arrow's can, and turns the panic into an error about the file.
 pub(crate) fn guard<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
+    thread_local! { static IS_READING: Cell<bool> = const { Cell::new(false) }; }
+    static HOOK: Once = Once::new();
+    // The hook is the whole process's, and other threads may be at work: only a reader's panics are passed over.
+    HOOK.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_READING.get() {
+                hook(panic);
+            }
+        }));
+    });
+    IS_READING.set(true);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
-    std::panic::set_hook(hook);
+    IS_READING.set(false);
     match result {
         Ok(result) => result.with_context(|| path.display().to_string()),
         Err(_) => anyhow::bail!("{}: malformed, the Parquet reader gave up on it", path.display()),

@@ -1,6 +1,8 @@
 //! `harvest/{train,heldout}/part-NNNNN.parquet`: one row a token, in document order:
 //! `doc_id u32, pos u16, token_id u32, activation FixedSizeList<f16 | f32>[d_model]`.
 
+mod parts;
+
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -12,10 +14,13 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::properties::WriterProperties;
 use parquet::schema::types::ColumnPath;
+
+pub use parts::{Parts, RowGroup};
 
 use crate::config::ActivationDtype;
 use crate::stage::guard;
@@ -48,6 +53,51 @@ impl Default for Values {
     }
 }
 
+impl Values {
+    /// None yet, with room for `capacity`.
+    pub fn with_capacity(dtype: ActivationDtype, capacity: usize) -> Self {
+        match dtype {
+            ActivationDtype::F16 => Self::F16(Vec::with_capacity(capacity)),
+            ActivationDtype::F32 => Self::F32(Vec::with_capacity(capacity)),
+        }
+    }
+
+    pub fn dtype(&self) -> ActivationDtype {
+        match self {
+            Self::F16(_) => ActivationDtype::F16,
+            Self::F32(_) => ActivationDtype::F32,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F16(values) => values.len(),
+            Self::F32(values) => values.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets the values and keeps their room.
+    pub fn clear(&mut self) {
+        match self {
+            Self::F16(values) => values.clear(),
+            Self::F32(values) => values.clear(),
+        }
+    }
+
+    /// Row `i` as f32, into `out` [d_model].
+    pub fn row(&self, i: usize, out: &mut [f32]) {
+        let range = i * out.len()..(i + 1) * out.len();
+        match self {
+            Self::F16(values) => values[range].convert_to_f32_slice(out),
+            Self::F32(values) => out.copy_from_slice(&values[range]),
+        }
+    }
+}
+
 impl Activations {
     pub fn n_rows(&self) -> usize {
         self.doc_id.len()
@@ -55,13 +105,7 @@ impl Activations {
 
     /// Row `i` as f32, into `out` [d_model].
     pub fn row(&self, i: usize, out: &mut [f32]) {
-        let range = i * self.d_model..(i + 1) * self.d_model;
-        match &self.values {
-            Values::F16(values) => {
-                out.iter_mut().zip(&values[range]).for_each(|(out, value)| *out = value.to_f32());
-            }
-            Values::F32(values) => out.copy_from_slice(&values[range]),
-        }
+        self.values.row(i, &mut out[..self.d_model]);
     }
 
     /// Rows `start..end` as f32 [end − start, d_model].
@@ -200,30 +244,39 @@ fn read_part(path: &Path, all: &mut Option<Activations>) -> Result<()> {
     guard(path, || {
         let file = File::open(path).context("cannot open")?;
         let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
-        let schema = builder.schema().clone();
-        let (d_model, is_f16) = match schema.field_with_name("activation").map(Field::data_type) {
-            Ok(DataType::FixedSizeList(item, d_model)) => match item.data_type() {
-                DataType::Float16 => (*d_model as usize, true),
-                DataType::Float32 => (*d_model as usize, false),
-                other => bail!("column `activation` holds {other}, expected f16 or f32"),
-            },
-            Ok(other) => bail!("column `activation` is {other}, expected a fixed-size list of f16 or f32"),
-            Err(_) => bail!("has no column `activation`"),
-        };
-        ensure!(d_model >= 1, "column `activation` has no width");
+        let (d_model, dtype) = width_and_type(builder.schema())?;
         let all = all.get_or_insert_with(|| Activations {
             d_model,
-            values: if is_f16 { Values::F16(Vec::new()) } else { Values::F32(Vec::new()) },
+            values: Values::with_capacity(dtype, 0),
             ..Activations::default()
         });
-        ensure!(all.d_model == d_model, "activations are {d_model} wide, {} in the part before", all.d_model);
-        ensure!(matches!(all.values, Values::F16(_)) == is_f16, "activations have another type in the part before");
+        refuse_mixture((all.d_model, all.values.dtype()), (d_model, dtype))?;
         let batches = builder.with_batch_size(ROWS_PER_GROUP).build()?;
         for batch in batches {
             all.append(&batch?)?;
         }
         Ok(())
     })
+}
+
+fn width_and_type(schema: &Schema) -> Result<(usize, ActivationDtype)> {
+    let (d_model, dtype) = match schema.field_with_name("activation").map(Field::data_type) {
+        Ok(DataType::FixedSizeList(item, d_model)) => match item.data_type() {
+            DataType::Float16 => (*d_model as usize, ActivationDtype::F16),
+            DataType::Float32 => (*d_model as usize, ActivationDtype::F32),
+            other => bail!("column `activation` holds {other}, expected f16 or f32"),
+        },
+        Ok(other) => bail!("column `activation` is {other}, expected a fixed-size list of f16 or f32"),
+        Err(_) => bail!("has no column `activation`"),
+    };
+    ensure!(d_model >= 1, "column `activation` has no width");
+    Ok((d_model, dtype))
+}
+
+fn refuse_mixture(before: (usize, ActivationDtype), here: (usize, ActivationDtype)) -> Result<()> {
+    ensure!(before.0 == here.0, "activations are {} wide, {} in the part before", here.0, before.0);
+    ensure!(before.1 == here.1, "activations have another type in the part before");
+    Ok(())
 }
 
 fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A> {
@@ -233,7 +286,11 @@ fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<
     column.as_any().downcast_ref().with_context(|| format!("column `{name}` has type {column_type}"))
 }
 
-fn refuse_non_finite(mut finite: impl Iterator<Item = bool>, d_model: usize, first_row: usize) -> Result<()> {
+fn refuse_non_finite(mut finite: impl Iterator<Item = bool> + Clone, d_model: usize, first_row: usize) -> Result<()> {
+    // A search that may stop anywhere is slow; there is nearly never anything to find.
+    if finite.clone().fold(true, |all, finite| all & finite) {
+        return Ok(());
+    }
     match finite.position(|finite| !finite) {
         None => Ok(()),
         Some(i) => bail!("row {}, column {} of `activation` is NaN or infinite", first_row + i / d_model, i % d_model),

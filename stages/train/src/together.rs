@@ -1,0 +1,193 @@
+//! SAEs that train in lock-step on the same batches. Each has its own state, checkpoint, curve and publication, and
+//! becomes what it would have become alone.
+
+use anyhow::{Context, Error, Result};
+use artifact::config::Sae;
+use artifact::stage::{Progress, Stage, Task};
+use artifact::tables::CurveRow;
+use hsae::{Trainer, checkpoint, export};
+use serde_json::json;
+
+use crate::batches::{Batches, Wanted, with_batches};
+use crate::data::{Harvested, TrainingData};
+
+/// Training rows on which the thresholds at inference are set.
+const N_CALIBRATION_ROWS: usize = 16_384;
+
+/// One SAE in training.
+struct Member<'a> {
+    sae: &'a Sae,
+    task: Task,
+    trainer: Trainer,
+    curve: Vec<CurveRow>,
+}
+
+/// SAEs that failed do not stop the others; the first failure is the stage's error at its end.
+#[derive(Default)]
+pub(crate) struct Failures {
+    first: Option<Error>,
+}
+
+impl Failures {
+    pub(crate) fn into_result(self) -> Result<()> {
+        self.first.map_or(Ok(()), Err)
+    }
+
+    fn note(&mut self, stage: &Stage, sae: &Sae, error: Error) {
+        stage.log.event(&format!("failed, other SAEs go on: {error:#}"), json!({"sae": sae.name}));
+        self.first.get_or_insert(error);
+    }
+}
+
+/// Trains SAEs of one seed and publishes each.
+///
+/// Errors: the data cannot be read. What befalls a single SAE goes to `failures`.
+pub(crate) fn train_together(
+    stage: &Stage,
+    seed: u64,
+    started: Vec<(&Sae, Task)>,
+    harvested: &Harvested,
+    data: &TrainingData,
+    failures: &mut Failures,
+) -> Result<()> {
+    let mut members = Vec::with_capacity(started.len());
+    for (sae, task) in started {
+        match Member::resume(stage, seed, sae, task, harvested) {
+            Ok(member) => members.push(member),
+            Err(error) => failures.note(stage, sae, error),
+        }
+    }
+    train(stage, seed, &mut members, data, failures)?;
+    if members.is_empty() {
+        return Ok(());
+    }
+    let sample = data.sample(seed, N_CALIBRATION_ROWS)?;
+    for member in members {
+        let sae = member.sae;
+        member.publish(stage, harvested, &sample).unwrap_or_else(|error| failures.note(stage, sae, error));
+    }
+    Ok(())
+}
+
+/// Trains to the end, from the step of the one that is furthest behind. Members that fail leave.
+fn train(
+    stage: &Stage,
+    seed: u64,
+    members: &mut Vec<Member>,
+    data: &TrainingData,
+    failures: &mut Failures,
+) -> Result<()> {
+    let batch_size = stage.pipeline.train.batch_size;
+    let n_steps = stage.pipeline.train.n_tokens / batch_size as u64;
+    let Some(first) = members.iter().map(|member| member.trainer.state.step).min() else { return Ok(()) };
+    let n_tokens = |n_steps: u64| n_steps * batch_size as u64;
+    let n_left: u64 = members.iter().map(|member| n_tokens(n_steps - member.trainer.state.step)).sum();
+    let mut progress = stage.log.progress(n_left, "tokens");
+    let mut n_done = 0;
+    let wanted = Wanted { seed, steps: first..n_steps, batch_size };
+    let waited = with_batches(data, wanted, |batches| {
+        for step in first..n_steps {
+            n_done += n_tokens(step_all(stage, step, members, batches, &mut progress, n_done, failures)?);
+            if members.is_empty() {
+                break;
+            }
+        }
+        Ok::<_, Error>((batches.waited_first, batches.waited))
+    });
+    let (first, others) = waited?;
+    progress.finish(n_done);
+    let (first, others) = (first.as_secs_f64(), others.as_secs_f64());
+    stage.log.event(
+        &format!("waited {first:.2} s for the first batch, {others:.2} s for all others"),
+        json!({"waited_first_s": first, "waited_s": others}),
+    );
+    Ok(())
+}
+
+/// One step of every member that has not done it before; returns how many there were.
+fn step_all(
+    stage: &Stage,
+    step: u64,
+    members: &mut Vec<Member>,
+    batches: &mut Batches,
+    progress: &mut Progress,
+    n_done: u64,
+    failures: &mut Failures,
+) -> Result<u64> {
+    let mut batch = batches.next()?;
+    let last = members.iter().rposition(|member| member.trainer.state.step == step);
+    let mut n_stepped = 0;
+    let mut failed = Vec::new();
+    for (i, member) in members.iter_mut().enumerate() {
+        if member.trainer.state.step != step {
+            continue; // resumed from a later checkpoint than others
+        }
+        let own = if Some(i) == last { std::mem::take(&mut batch) } else { batch.clone() };
+        let batch_size = member.trainer.train.batch_size as u64;
+        match member.step(own) {
+            Ok(row) => {
+                n_stepped += 1;
+                progress.set(n_done + n_stepped * batch_size, || summary(member.sae, &row));
+            }
+            Err(error) => failed.push((i, error)),
+        }
+    }
+    for (i, error) in failed.into_iter().rev() {
+        failures.note(stage, members.remove(i).sae, error);
+    }
+    Ok(n_stepped)
+}
+
+impl<'a> Member<'a> {
+    /// From its checkpoint, or from the start.
+    fn resume(stage: &Stage, seed: u64, sae: &'a Sae, task: Task, harvested: &Harvested) -> Result<Self> {
+        let mut trainer = Trainer::new(sae, &stage.pipeline.train, seed, &harvested.mean);
+        let curve = checkpoint::resume(&task.checkpoint_folder(), &task.key_digest(), &mut trainer)?;
+        if trainer.state.step > 0 {
+            stage.log.line(format!("{}: going on from step {}", sae.name, trainer.state.step));
+        }
+        Ok(Self { sae, task, trainer, curve: curve.unwrap_or_default() })
+    }
+
+    /// One step, and what is due after it.
+    fn step(&mut self, batch: Vec<f32>) -> Result<CurveRow> {
+        let row = self.trainer.step(batch)?;
+        let (train, is_done) = (&self.trainer.train, self.trainer.is_done());
+        let is_checkpoint = train.checkpoint_every > 0 && row.step.is_multiple_of(train.checkpoint_every);
+        if row.step.is_multiple_of(train.log_every) || is_done {
+            self.curve.push(row.clone());
+        }
+        if is_checkpoint && !is_done {
+            let (folder, key) = (self.task.checkpoint_folder(), self.task.key_digest());
+            checkpoint::save(&folder, &key, &self.trainer, &self.curve)?;
+        }
+        Ok(row)
+    }
+
+    fn publish(mut self, stage: &Stage, harvested: &Harvested, sample: &[f32]) -> Result<()> {
+        self.trainer.state.weights.check_finite().with_context(|| self.sae.name.clone())?;
+        if let Some(row) = self.curve.last() {
+            let values = json!({"sae": self.sae.name, "parts_s": self.trainer.timing()});
+            stage.log.event(&summary(self.sae, row), values);
+        }
+        let trained = hsae::finish(&self.trainer, harvested.scale, sample);
+        let (model, hook) = (harvested.model.as_deref(), harvested.hook.as_deref());
+        export::publish(&mut self.task, &trained, &self.trainer, &self.curve, model, hook)?;
+        self.task.finish()?;
+        Ok(())
+    }
+}
+
+fn summary(sae: &Sae, row: &CurveRow) -> String {
+    format!(
+        "{} loss {:.3} (mse {:.3}) fvu {:.4} l0 {:.1} + {:.1} dead {:.1} % edges {}",
+        sae.name,
+        row.loss,
+        row.mse,
+        row.fvu,
+        row.l0_coarse,
+        row.l0_fine,
+        100.0 * row.dead,
+        row.n_edges
+    )
+}
