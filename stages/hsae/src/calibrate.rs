@@ -2,10 +2,10 @@
 //!
 //! Every SAE, baselines included, gets the same treatment: F1 is largely a matter of thresholds (science.md §7).
 
-use artifact::config::Select;
+use artifact::config::{Arch, Select};
 use rayon::prelude::*;
 
-use crate::kernels::{Bounds, EncoderInput, vectorised};
+use crate::kernels::{Bounds, EncoderInput, TokenBounds, vectorised};
 use crate::schedule::full_budget;
 use crate::select::{Budget, Gate, gated_scores};
 use crate::sparse::SparseRows;
@@ -15,6 +15,8 @@ use crate::weights::Weights;
 
 /// Rows that the noise of inactive latents is measured on.
 const N_NOISE_ROWS: usize = 2048;
+/// Candidates are collected from this share of the thresholds that a few rows suggest.
+const START: f32 = 0.7;
 /// A rate below this share of the mean one counts as this share: a latent that hardly fired has no well-known rate.
 const RATE_FLOOR: f64 = 0.05;
 
@@ -56,7 +58,13 @@ pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
             }
         }
     }
-    sae.rules = rules(&sae, rows);
+    if config.arch == Arch::MatchingPursuit {
+        let rule = Rule::TopK(config.k);
+        let [flat_native, flat_prior, gated_native, gated_prior] = [(); 4].map(|()| rule.clone());
+        sae.rules = Rules { flat_native, flat_prior, gated_native, gated_prior };
+    } else {
+        sae.rules = rules(&sae, rows);
+    }
     sae
 }
 
@@ -82,28 +90,38 @@ fn folded(weights: &Weights, has_unit_rows: bool, scale: f32) -> Weights {
 
 /// The rules of all modes, from rows in the SAE's own units.
 fn rules(sae: &TrainedSae, rows: &[f32]) -> Rules {
-    // A first look at a few rows tells where to start collecting; too high a start is noticed and lowered.
+    // A first look at a few rows tells where to start collecting, latent by latent: frequent ones have low thresholds,
+    // and going that low for all would be to look at everything. What started too high is noticed and lowered.
     let few = &rows[..rows.len().min(N_NOISE_ROWS * sae.d_model)];
-    let first = Fit::new(sae, sae.candidates(few, Bounds::above(0.0)), few);
-    let mut lower = 0.7 * first.lowest();
+    let mut lower = vec![0f32; sae.d_sae];
+    let mut fit = Fit::new(sae, few, &lower, few);
+    lower.iter_mut().zip(&fit.lowest).for_each(|(lower, low)| *lower = START * low.max(0.0));
     loop {
-        let lower_now = lower.max(0.0);
-        let fit = Fit::new(sae, sae.candidates(rows, Bounds::above(lower_now)), few);
-        if lower_now == 0.0 || fit.lowest() >= lower_now {
+        fit = Fit::new(sae, rows, &lower, few);
+        let mut is_low_enough = true;
+        for (lower, &low) in lower.iter_mut().zip(&fit.lowest) {
+            if low.max(0.0) < *lower {
+                (*lower, is_low_enough) = (START * low.max(0.0), false);
+            }
+        }
+        if is_low_enough {
             return fit.rules;
         }
-        lower = 0.9 * fit.lowest();
     }
 }
 
-/// Rules fitted to a list of candidates, which has to reach down to the lowest of them.
+/// Rules fitted to the candidates above some bounds, which have to reach down to all that they rest on.
 struct Fit {
     rules: Rules,
+    /// What a latent's candidates have to reach down to, [d_sae].
+    lowest: Vec<f32>,
 }
 
 impl Fit {
-    fn new(sae: &TrainedSae, candidates: SparseRows, few: &[f32]) -> Self {
+    /// Shapes: rows [n, d_model], lower [d_sae]; `few` rows tell the noise.
+    fn new(sae: &TrainedSae, rows: &[f32], lower: &[f32], few: &[f32]) -> Self {
         let config = &sae.config;
+        let candidates = sae.candidates(rows, Bounds { tokens: TokenBounds::All(0.0), shift: Some(lower), top: None });
         let n_rows = candidates.n_rows() as f64;
         let native = |scores: &[f32]| native_rule(sae, &candidates, scores);
         let flat_native = native(&candidates.vals);
@@ -131,16 +149,15 @@ impl Fit {
         let gate = Gate { parent: &sae.parent, strength: sae.gate };
         let scores = gated_scores(&candidates, &acts, gate);
         let rules = Rules { gated_native: native(&scores), gated_prior: prior(&scores), flat_native, flat_prior };
-        Self { rules }
-    }
-
-    fn lowest(&self) -> f32 {
-        let Rules { flat_native, flat_prior, gated_native, gated_prior } = &self.rules;
-        let lowest = |rule: &Rule| match rule {
-            Rule::Positive | Rule::TopK(_) => 0.0,
-            Rule::Above(thresholds) => thresholds.iter().copied().fold(f32::INFINITY, f32::min),
-        };
-        [flat_native, flat_prior, gated_native, gated_prior].map(lowest).into_iter().fold(f32::INFINITY, f32::min)
+        let mut lowest = vec![cut; sae.d_sae];
+        for rule in [&rules.flat_native, &rules.flat_prior, &rules.gated_native, &rules.gated_prior] {
+            match rule {
+                Rule::Above(thresholds) => lowest.iter_mut().zip(thresholds).for_each(|(low, t)| *low = low.min(*t)),
+                // The k largest of a token may lie anywhere.
+                Rule::Positive | Rule::TopK(_) => lowest.fill(0.0),
+            }
+        }
+        Self { rules, lowest }
     }
 }
 

@@ -43,6 +43,7 @@ pub fn save(folder: &Path, key: &str, trainer: &Trainer, curve: &[CurveRow]) -> 
         "l1_coefficient": state.l1_coefficient,
         "mean_activation": state.mean_activation,
         "guess": state.guess,
+        "guesses": state.guesses,
         "density": state.density,
         "annealing": state.annealing,
         "tree": tree_json,
@@ -98,6 +99,7 @@ fn restore(file: &Tensors, json: &Value, trainer: &mut Trainer) -> Result<()> {
     state.l1_coefficient = number("l1_coefficient")?;
     state.mean_activation = json["mean_activation"].as_f64();
     state.guess = number("guess")? as f32;
+    state.guesses = serde_json::from_value(json["guesses"].clone())?;
     state.density = number("density")?;
     state.annealing = serde_json::from_value(json["annealing"].clone())?;
     if let Some(tree) = &mut state.tree {

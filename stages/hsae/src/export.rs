@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use artifact::config::Sae;
+use artifact::config::{Arch, Sae};
 use artifact::stage::Task;
 use artifact::tables::{CurveRow, TreeNode, write_rows};
 use serde::{Deserialize, Serialize};
@@ -57,10 +57,11 @@ pub(crate) fn transpose(matrix: &[f32], rows: usize, cols: usize) -> Vec<f32> {
 
 fn weights_file(sae: &TrainedSae) -> TensorFile {
     let (d_model, d_sae) = (sae.d_model, sae.d_sae);
-    let file = TensorFile::default()
-        .f32("W_enc", &transpose(&sae.w_enc, d_sae, d_model), &[d_model, d_sae])
-        .f32("W_dec", &sae.w_dec, &[d_sae, d_model])
-        .f32("b_dec", &sae.b_dec, &[d_model]);
+    let file = TensorFile::default().f32("W_dec", &sae.w_dec, &[d_sae, d_model]).f32("b_dec", &sae.b_dec, &[d_model]);
+    if sae.config.arch == Arch::MatchingPursuit {
+        return file;
+    }
+    let file = file.f32("W_enc", &transpose(&sae.w_enc, d_sae, d_model), &[d_model, d_sae]);
     let per_latent = |file: TensorFile, name: &str, values: &[f32]| file.f32(name, values, &[d_sae]);
     if let Some(Magnitude { r_mag, b_mag }) = &sae.magnitude {
         let file = per_latent(file, "b_gate", &sae.b_enc);
@@ -95,7 +96,12 @@ fn cfg(sae: &TrainedSae, model: Option<&str>, hook: Option<&str>) -> Result<Valu
             "hiersae": Ours { seed: sae.seed, config: sae.config.clone() },
         },
     });
-    if let Rule::TopK(k) = sae.rules.flat_native {
+    if sae.config.arch == Arch::MatchingPursuit {
+        cfg["architecture"] = json!("matching_pursuit");
+        cfg["max_iterations"] = json!(sae.config.k);
+        cfg["residual_threshold"] = json!(0.0);
+        cfg["stop_on_duplicate_support"] = json!(false);
+    } else if let Rule::TopK(k) = sae.rules.flat_native {
         cfg["k"] = json!(k);
     }
     Ok(cfg)

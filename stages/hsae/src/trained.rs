@@ -9,6 +9,7 @@ use artifact::config::{Arch, Sae};
 use artifact::stage::Input;
 use artifact::tables::{TreeNode, read_rows};
 
+use crate::archs::Dictionary;
 use crate::export;
 use crate::kernels::screen::{PackedEncoder, Path};
 use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows};
@@ -127,7 +128,12 @@ impl TrainedSae {
         let weights = Tensors::read(&path)?;
         let load = |name: &str, n: usize| weights.f32(name, n).with_context(|| path.display().to_string());
         let is_gated = cfg.config.arch == Arch::Gated;
-        let w_enc = export::transpose(&load("W_enc", d_model * d_sae)?, d_model, d_sae);
+        let w_dec = load("W_dec", d_model * d_sae)?;
+        let is_tied = cfg.config.arch == Arch::MatchingPursuit;
+        let w_enc = match is_tied {
+            true => w_dec.clone(),
+            false => export::transpose(&load("W_enc", d_model * d_sae)?, d_model, d_sae),
+        };
         let path = input.file(export::TREE)?;
         let nodes: Vec<TreeNode> = read_rows(&path)?;
         ensure!(nodes.len() == d_sae, "{}: {} rows, expected {d_sae}", path.display(), nodes.len());
@@ -143,12 +149,15 @@ impl TrainedSae {
             d_model,
             d_sae,
             w_enc,
-            b_enc: load(if is_gated { "b_gate" } else { "b_enc" }, d_sae)?,
+            b_enc: match is_tied {
+                true => vec![0.0; d_sae],
+                false => load(if is_gated { "b_gate" } else { "b_enc" }, d_sae)?,
+            },
             magnitude: match is_gated {
                 true => Some(Magnitude { r_mag: load("r_mag", d_sae)?, b_mag: load("b_mag", d_sae)? }),
                 false => None,
             },
-            w_dec: load("W_dec", d_model * d_sae)?,
+            w_dec,
             b_dec: load("b_dec", d_model)?,
             parent,
             gate,
@@ -157,8 +166,12 @@ impl TrainedSae {
         })
     }
 
-    /// Flat, and gated where there is a tree; each native and with the prior threshold.
+    /// Flat, and gated where there is a tree; each native and with the prior threshold. A matching pursuit has no
+    /// thresholds to choose.
     pub fn modes(&self) -> Vec<Mode> {
+        if self.config.arch == Arch::MatchingPursuit {
+            return vec![Mode { view: View::Flat, threshold: Threshold::Native }];
+        }
         let has_tree = self.parent.iter().any(Option::is_some);
         let views = if has_tree { &[View::Flat, View::Gated][..] } else { &[View::Flat] };
         let both = |&view: &View| [Threshold::Native, Threshold::Prior].map(|threshold| Mode { view, threshold });
@@ -168,6 +181,11 @@ impl TrainedSae {
     /// Shapes: x [n, d_model] → [n, d_sae] sparse.
     pub fn encode(&self, x: &[f32], mode: Mode) -> SparseRows {
         let x = self.input(x);
+        if self.config.arch == Arch::MatchingPursuit {
+            let packed = self.encoder(&x).packed;
+            let dictionary = Dictionary { w_dec: &self.w_dec, d_model: self.d_model, packed };
+            return dictionary.pursue(&x, self.config.k, &mut Vec::new()).acts(self.d_sae);
+        }
         self.with_magnitudes(self.active(self.encoder(&x), mode))
     }
 

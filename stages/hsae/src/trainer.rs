@@ -74,6 +74,8 @@ pub struct TrainerState {
     pub mean_activation: Option<f64>,
     /// Where the selection of the next batch starts to look.
     pub guess: f32,
+    /// The same for each step of a matching pursuit.
+    pub guesses: Vec<f32>,
     /// Share of latents that were active in the last step.
     pub density: f64,
 }
@@ -112,6 +114,7 @@ impl Trainer {
                 annealing: (config.arch == Arch::Panneal).then(Annealing::new),
                 mean_activation: None,
                 guess: 0.0,
+                guesses: Vec::new(),
                 density: 1.0,
             },
         }
@@ -152,6 +155,11 @@ impl Trainer {
             &lr_rows,
             phase.lr as f32,
         );
+        if self.config.arch == Arch::MatchingPursuit {
+            // The encoder is the decoder.
+            state.weights.w_enc.copy_from_slice(&state.weights.w_dec);
+            self.packed.update(&state.weights.w_enc);
+        }
         if self.config.select() == Select::Jumprelu {
             // A threshold below zero would let negative activations through.
             state.weights.own[0].iter_mut().for_each(|threshold| *threshold = threshold.max(0.0));
@@ -177,6 +185,7 @@ impl Trainer {
         let n_rows = x.len() / weights.d_model;
         let coefficient = (self.state.l1_coefficient * phase.sparsity / n_rows as f64) as f32;
         match (self.config.arch, self.config.select()) {
+            (Arch::MatchingPursuit, _) => self.pursue(target, phase),
             (Arch::Gated, _) => {
                 let (b_gate, own) = (weights.b_enc.clone(), weights.own.clone());
                 let gated = Gated { l1: coefficient, b_gate: &b_gate, r_mag: &own[0], b_mag: &own[1] };

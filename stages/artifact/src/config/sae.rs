@@ -67,6 +67,9 @@ pub enum Arch {
     Jumprelu,
     /// ReLU, its penalty moving from Σ z to Σ z^p.
     Panneal,
+    /// One latent after the other, each the one that explains most of what is left; `k` of them.
+    #[serde(rename = "matching-pursuit")]
+    MatchingPursuit,
     /// Nested prefixes, no tree.
     Matryoshka,
     #[default]
@@ -248,7 +251,7 @@ impl Sae {
         self.select.unwrap_or(match self.arch {
             Arch::Vanilla | Arch::Gated | Arch::Panneal => Select::Relu,
             Arch::Jumprelu => Select::Jumprelu,
-            Arch::Topk => Select::Topk,
+            Arch::Topk | Arch::MatchingPursuit => Select::Topk,
             Arch::Batchtopk | Arch::Matryoshka | Arch::Hiersae => Select::Batchtopk,
         })
     }

@@ -246,6 +246,11 @@ fn jumprelu_by_tanh_with_and_without_dead_latents() {
 }
 
 #[test]
+fn matching_pursuit() {
+    check("matching_pursuit", trainer(&recipe(Arch::MatchingPursuit), 1.0), false);
+}
+
+#[test]
 fn hiersae() {
     let config = |fixed: Vec<usize>, min_excess: f64| Sae {
         aux_k: AuxK { weight: 0.0, ..AuxK::default() },

@@ -5,10 +5,10 @@ use std::time::Instant;
 use super::outcome::{Firing, Outcome};
 use super::{Arch, Select, Trainer};
 use crate::activation::Activation;
-use crate::archs::PreActLoss;
+use crate::archs::{Dictionary, PreActLoss};
 use crate::gradients::Extra;
-use crate::kernels::EncoderInput;
-use crate::objective::{AuxK, Found, Objective};
+use crate::kernels::{EncoderInput, Prefixes, finish_rows};
+use crate::objective::{AuxK, Found, Losses, Objective};
 use crate::schedule::Phase;
 use crate::select::{Budget, Gate, Selection, select_batch};
 use crate::sparse::Columns;
@@ -88,6 +88,34 @@ impl Trainer {
         self.outcome(found, pre_act, tree_losses, firing, gate_strength, phase, &prefixes)
     }
 
+    /// The pass of a matching pursuit, which has no encoder. Shapes: x_centered [B, d_model].
+    pub(super) fn pursue(&mut self, x_centered: &[f32], phase: &Phase) -> Outcome {
+        let start = Instant::now();
+        let weights = &self.state.weights;
+        let dictionary = Dictionary { w_dec: &weights.w_dec, d_model: weights.d_model, packed: &self.packed };
+        let pursuit = dictionary.pursue(x_centered, self.config.k, &mut self.state.guesses);
+        self.timing.select_s += start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let acts = pursuit.acts(weights.d_sae);
+        let mse = pursuit.backward(dictionary, &mut self.grads);
+        let totals = finish_rows(&mut self.grads, &[], &weights.w_dec, weights.d_model, self.config.has_unit_rows());
+        let of_b_dec: f64 = self.grads.b_dec.iter().map(|&g| f64::from(g).powi(2)).sum();
+        self.timing.gradients_s += start.elapsed().as_secs_f64();
+        let firing = Firing { n: acts.firings(), sum_acts: acts.vals.iter().map(|&act| f64::from(act)).sum() };
+        self.count_dead(phase, &firing, acts.n_rows());
+        Outcome {
+            losses: Losses { total: mse, mse, ..Losses::default() },
+            tree: TreeLosses::default(),
+            firing,
+            sum_of_squares: totals.sum_of_squares + of_b_dec,
+            along: totals.along,
+            squared_error: mse,
+            gate: 0.0,
+            coefficient: 0.0,
+            watched: 0.0,
+        }
+    }
+
     #[expect(clippy::too_many_arguments, reason = "puts together what the pass found")]
     fn outcome(
         &self,
@@ -97,7 +125,7 @@ impl Trainer {
         firing: Firing,
         gate: f32,
         phase: &Phase,
-        prefixes: &crate::kernels::Prefixes,
+        prefixes: &Prefixes,
     ) -> Outcome {
         let mut losses = found.losses;
         losses.total += pre_act + tree.mi + tree.coverage + tree.geometry;

@@ -64,7 +64,13 @@ fn ev(sae: &TrainedSae, x: &[f32], mode: Mode) -> f64 {
 fn every_architecture_learns_and_keeps_its_budget() {
     let x = planted(4096, 600);
     let penalised = [Arch::Vanilla, Arch::Gated, Arch::Jumprelu, Arch::Panneal];
-    for arch in penalised.into_iter().chain([Arch::Topk, Arch::Batchtopk, Arch::Matryoshka, Arch::Hiersae]) {
+    for arch in penalised.into_iter().chain([
+        Arch::Topk,
+        Arch::Batchtopk,
+        Arch::MatchingPursuit,
+        Arch::Matryoshka,
+        Arch::Hiersae,
+    ]) {
         let (_, sae) = trained(&config(arch));
         for mode in sae.modes() {
             let l0 = sae.encode(&x, mode).nnz() as f64 / 4096.0;
