@@ -1,5 +1,5 @@
 //! From tokens to the few pre-activations that can matter, without ever holding the dense matrix: the screen looks at a
-//! tile, what passes is noted, and the tile is forgotten. What was noted is then computed in f32, token by token.
+//! tile, what passes is noted, and the tile is forgotten. What was noted is then computed in f32.
 
 use std::ops::Range;
 
@@ -13,6 +13,9 @@ use crate::sparse::SparseRows;
 /// Tokens and latents of a parallel piece of work. Its tokens stay in the second-level cache while latents go by.
 const TASK_ROWS: usize = 512;
 const TASK_LATENTS: usize = 4096;
+
+/// Rows of W_enc are fetched so many entries before they are needed.
+const AHEAD: usize = 2;
 
 /// The encoder and a batch. Shapes: x_centered [B, d_model] (b_dec already subtracted), w_enc [d_sae, d_model],
 /// b_enc [d_sae].
@@ -87,7 +90,7 @@ impl EncoderInput<'_> {
 /// would give.
 pub(crate) fn collect(input: EncoderInput, bounds: Bounds) -> SparseRows {
     let (n_rows, d_sae) = (input.n_rows(), input.b_enc.len());
-    let blocks: Vec<Vec<SparseRows>> = (0..n_rows.div_ceil(TASK_ROWS))
+    let blocks: Vec<SparseRows> = (0..n_rows.div_ceil(TASK_ROWS))
         .into_par_iter()
         .map(|block| {
             let rows = block * TASK_ROWS..((block + 1) * TASK_ROWS).min(n_rows);
@@ -101,7 +104,7 @@ pub(crate) fn collect(input: EncoderInput, bounds: Bounds) -> SparseRows {
             task.settle(&ByRow::sorted(&groups, rows.len()))
         })
         .collect();
-    SparseRows::concatenated(d_sae, blocks.iter().flatten())
+    SparseRows::concatenated(d_sae, blocks.iter())
 }
 
 /// An entry that passed the screen. Rows count from the task's first.
@@ -218,17 +221,10 @@ impl Task<'_> {
         }
     }
 
-    /// Computes what was noted in f32 and keeps what lies beyond its bound, in blocks of tokens.
-    fn settle(&self, noted: &ByRow) -> Vec<SparseRows> {
-        const BLOCK_ROWS: usize = 64;
+    /// Computes what was noted in f32 and keeps what lies beyond its bound.
+    fn settle(&self, noted: &ByRow) -> SparseRows {
         let margin = self.bounds.top.map(|_| self.margin(0..self.input.b_enc.len()));
-        (0..self.n_rows.div_ceil(BLOCK_ROWS))
-            .into_par_iter()
-            .map(|block| {
-                let rows = block * BLOCK_ROWS..((block + 1) * BLOCK_ROWS).min(self.n_rows);
-                settle_rows(self, noted, rows, margin.as_ref())
-            })
-            .collect()
+        settle_rows(self, noted, margin.as_ref())
     }
 
     /// The lowest screened score that can still belong to the k largest of a row.
@@ -261,33 +257,54 @@ vectorised! {
 }
 
 vectorised! {
-    fn settle_rows(task: &Task, noted: &ByRow, rows: Range<usize>, margin: Option<&Margin>) -> SparseRows {
-        /// Rows of W_enc are fetched so many entries before they are needed.
-        const AHEAD: usize = 3;
+    fn settle_rows(task: &Task, noted: &ByRow, margin: Option<&Margin>) -> SparseRows {
         let input = &task.input;
-        let mut found = SparseRows::new(input.b_enc.len());
-        let (mut scores, mut latents) = (Vec::new(), Vec::new());
-        for row in rows {
-            let token = task.first_row + row;
+        let n_latents = input.b_enc.len();
+        let mut entries: Vec<(u32, u32)> = Vec::with_capacity(noted.noted.len());
+        let mut scores = Vec::new();
+        let mut next = vec![0u32; n_latents + 1];
+        for row in 0..task.n_rows {
             let noted = &noted.noted[noted.offsets[row]..noted.offsets[row + 1]];
             let lowest = margin.map_or(f32::NEG_INFINITY, |margin| task.lowest_of_top(noted, row, margin, &mut scores));
-            latents.clear();
-            latents.extend(noted.iter().filter(|&&(_, score)| score >= lowest).map(|&(latent, _)| latent));
-            let bound = task.bounds.of(token);
-            for (i, &latent) in latents.iter().enumerate() {
-                if let Some(&next) = latents.get(i + AHEAD) {
-                    let start = next as usize * input.d_model;
-                    prefetch(&input.w_enc[start..start + input.d_model]);
-                }
-                let pre_act = input.pre_act(token, latent as usize);
-                let shift = task.bounds.shift.map_or(0.0, |shift| shift[latent as usize]);
-                if pre_act - shift > bound {
-                    found.idx.push(latent);
-                    found.vals.push(pre_act);
-                }
+            for &(latent, _) in noted.iter().filter(|&&(_, score)| score >= lowest) {
+                entries.push((row as u32, latent));
+                next[latent as usize + 1] += 1;
             }
-            found.indptr.push(found.idx.len());
         }
+        // Latent by latent, so that W_enc streams by once while the block's tokens stay in cache.
+        for j in 0..n_latents {
+            next[j + 1] += next[j];
+        }
+        let mut by_latent = vec![0u32; entries.len()];
+        for (e, &(_, latent)) in entries.iter().enumerate() {
+            let at = &mut next[latent as usize];
+            by_latent[*at as usize] = e as u32;
+            *at += 1;
+        }
+        let mut pre_acts = vec![0f32; entries.len()];
+        for (i, &e) in by_latent.iter().enumerate() {
+            if let Some(&ahead) = by_latent.get(i + AHEAD) {
+                let start = entries[ahead as usize].1 as usize * input.d_model;
+                prefetch(&input.w_enc[start..start + input.d_model]);
+            }
+            let (row, latent) = entries[e as usize];
+            pre_acts[e as usize] = input.pre_act(task.first_row + row as usize, latent as usize);
+        }
+
+        let mut found = SparseRows::new(n_latents);
+        let mut row_now = 0;
+        for (&(row, latent), &pre_act) in entries.iter().zip(&pre_acts) {
+            while row_now < row {
+                found.indptr.push(found.idx.len());
+                row_now += 1;
+            }
+            let shift = task.bounds.shift.map_or(0.0, |shift| shift[latent as usize]);
+            if pre_act - shift > task.bounds.of(task.first_row + row as usize) {
+                found.idx.push(latent);
+                found.vals.push(pre_act);
+            }
+        }
+        found.indptr.resize(task.n_rows + 1, found.idx.len());
         found
     }
 }

@@ -150,6 +150,12 @@ fn row_of(slice: &[f32], t: usize) -> &Slice {
     row.try_into().unwrap_or(&[0.0; WIDTH])
 }
 
+/// sum + a·row, by value, so that the sum stays in registers.
+#[inline(always)]
+fn sum_with(sum: Slice, a: f32, row: &Slice) -> Slice {
+    std::array::from_fn(|c| sum[c] + a * row[c])
+}
+
 /// Columns of a row of weights, padded with zeros.
 #[inline(always)]
 fn padded(row: &[f32]) -> Slice {
@@ -181,7 +187,7 @@ vectorised! {
             for at in input.columns.range(j) {
                 let (t, pre) = input.entry(at);
                 let flow = row_of(flow, t);
-                axpy(&mut sum, activation.act(j, pre), flow);
+                sum = sum_with(sum, activation.act(j, pre), flow);
                 let reaching = &mut reaching[at - start];
                 reaching[0] += dot(flow, &w);
                 if A::HAS_GATE {
@@ -256,7 +262,7 @@ vectorised! {
             let j = first + i;
             let mut sum = [0f32; WIDTH];
             for at in input.columns.range(j) {
-                axpy(&mut sum, gradients[at][0], row_of(x, input.columns.row[at] as usize));
+                sum = sum_with(sum, gradients[at][0], row_of(x, input.columns.row[at] as usize));
             }
             input.add_extras(j, &mut sum, |extra| &extra.w_enc[..], slice);
             stats.encoder += dot(&sum, &sum);
