@@ -12,7 +12,7 @@ BIN    := $(or $(CARGO_TARGET_DIR),target)/release
 STAGES := fetch harvest train recover probe report
 FLAGS   = --config $(CONFIG) --run $(RUN)
 REPRO  := data/run-repro
-BENCH  := data/run-bench
+BENCH_FLAGS ?=
 SHELL  := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .SECONDARY:
@@ -72,14 +72,11 @@ repro: build ## run the smoke pipeline with 1 and 2 threads in two folders and c
 	@cat $(REPRO)/digests-1
 	@diff $(REPRO)/digests-1 $(REPRO)/digests-2 && echo "repro: $$(wc -l < $(REPRO)/digests-1) manifests, equal with 1 and 2 threads"
 
-bench: harvest ## train CONFIG's SAEs anew in a scratch folder; tokens/s, and seconds by part
-	@rm -rf $(BENCH) && mkdir -p $(BENCH) && cp -r $(RUN)/fetch $(RUN)/harvest $(BENCH)
-	@$(BIN)/train --config $(CONFIG) --run $(BENCH)
-	@sed -n 's/.*"message":"\([^"]*[0-9]\/s\)".*/harvest  \1/p' $(RUN)/log/harvest.log | tail -n 2
-	@sed -n -e 's/.*"message":"\([^"]*[0-9]\/s\)".*/train    \1/p' -e 's/.*"sae":"\([^"]*\)","parts_s":\({[^}]*}\).*/\1: seconds by part \2/p' $(BENCH)/log/train.log
+bench: harvest ## train the same SAEs in PyTorch and here, side by side: see bench/README.md
+	python3 bench/bench.py --harvest $(RUN)/harvest $(BENCH_FLAGS)
 
 clean: ## remove what was generated under RUN, and the scratch folders; sources and answers stay
-	rm -rf $(RUN) $(REPRO) $(BENCH)
+	rm -rf $(RUN) $(REPRO) data/bench
 clean-source: ## remove what was fetched
 	rm -rf data/source
 

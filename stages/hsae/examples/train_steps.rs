@@ -1,12 +1,14 @@
 //! Trains one SAE for a few steps on activations from a file and prints a line of JSON: what `make bench` measures.
 
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use artifact::config::{Arch, AuxK, Curriculum, Prefixes, Sae, Train, Tree};
 use clap::Parser;
-use hsae::{Trainer, Weights};
+use hsae::Trainer;
 use serde_json::json;
 
 #[derive(Parser)]
@@ -43,55 +45,51 @@ fn main() -> Result<()> {
     artifact::stage::memory::keep_large_buffers();
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
-    let x = read(&args.activations)?;
     let batch_len = args.batch * args.d_model;
-    ensure!(x.len() >= batch_len, "{}: fewer rows than one batch", args.activations.display());
+    let mut rows = Rows::open(&args.activations, batch_len)?;
     let n_steps = args.warmup + args.steps;
-    let n_batches = x.len() / batch_len;
 
-    let mean = mean(&x, args.d_model);
+    let mean = rows.mean(args.d_model)?;
     let mut trainer = Trainer::new(&sae(&args)?, &train(&args, n_steps), 0, &mean);
     if let Some(init) = &args.init {
         let rows = read(init)?;
         ensure!(rows.len() == args.d_sae * args.d_model, "{}: not [d_sae, d_model]", init.display());
-        trainer.state.weights = Weights { w_enc: rows.clone(), w_dec: rows, ..trainer.state.weights.clone() };
+        trainer.state.weights.w_enc.copy_from_slice(&rows);
+        trainer.state.weights.w_dec = rows;
         trainer.repack();
     }
-    let (mut step_ms, mut fvu, mut l0, mut before) = (vec![], vec![], 0.0, trainer.timing());
+    let (mut step_ms, mut fvu, mut l0) = (vec![], vec![], 0.0);
+    let mut parts_ms: [Vec<f64>; 4] = Default::default();
     for step in 0..n_steps {
-        if step == args.warmup {
-            before = trainer.timing();
-        }
-        let batch = step % n_batches * batch_len;
-        let batch = x[batch..batch + batch_len].to_vec();
-        let start = Instant::now();
+        let batch = rows.batch(step)?;
+        let (start, before) = (Instant::now(), trainer.timing());
         let row = trainer.step(batch)?;
         if step >= args.warmup {
             step_ms.push(1e3 * start.elapsed().as_secs_f64());
+            let after = trainer.timing();
+            let parts = [
+                after.select_s - before.select_s,
+                after.tree_s - before.tree_s,
+                after.gradients_s - before.gradients_s,
+                after.adam_s - before.adam_s,
+            ];
+            parts_ms.iter_mut().zip(parts).for_each(|(all, part)| all.push(1e3 * part));
         }
         fvu.push(row.fvu);
         l0 = row.l0_coarse + row.l0_fine;
     }
-    let after = trainer.timing();
-    let part = |after: f64, before: f64| 1e3 * (after - before) / args.steps as f64;
-    let mut sorted = step_ms.clone();
-    sorted.sort_by(f64::total_cmp);
-    let median = sorted[sorted.len() / 2];
+    let peak_rss_mb = peak_rss_mb();
+    let [select, tree, gradients, adam] = parts_ms.map(|part| median(&part));
     println!(
         "{}",
         json!({
             "arch": args.arch,
-            "tokens_per_s": 1e3 * args.batch as f64 / median,
+            "tokens_per_s": 1e3 * args.batch as f64 / median(&step_ms),
             "step_ms": step_ms,
-            "parts_ms": {
-                "select": part(after.select_s, before.select_s),
-                "tree": part(after.tree_s, before.tree_s),
-                "gradients": part(after.gradients_s, before.gradients_s),
-                "adam": part(after.adam_s, before.adam_s),
-            },
+            "parts_ms": {"select": select, "tree": tree, "gradients": gradients, "adam": adam},
             "fvu": fvu,
             "l0": l0,
-            "peak_rss_mb": peak_rss_mb(),
+            "peak_rss_mb": peak_rss_mb,
             "peak_gflops": peak_gflops(),
             "path": hsae::screen_path(),
         })
@@ -134,12 +132,48 @@ fn read(path: &PathBuf) -> Result<Vec<f32>> {
     Ok(bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
 }
 
-fn mean(x: &[f32], d_model: usize) -> Vec<f32> {
-    let mut sum = vec![0f64; d_model];
-    for row in x.chunks_exact(d_model) {
-        sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Activations in a file, of which one batch at a time is in memory.
+struct Rows {
+    file: File,
+    batch_len: usize,
+    n_batches: usize,
+}
+
+impl Rows {
+    fn open(path: &PathBuf, batch_len: usize) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("{}: cannot open", path.display()))?;
+        let n_batches = file.metadata()?.len() as usize / (4 * batch_len);
+        ensure!(n_batches > 0, "{}: fewer rows than one batch", path.display());
+        Ok(Self { file, batch_len, n_batches })
     }
-    sum.iter().map(|sum| (sum / (x.len() / d_model) as f64) as f32).collect()
+
+    /// Batches follow each other, and begin anew at the end of the file.
+    fn batch(&mut self, step: usize) -> Result<Vec<f32>> {
+        self.file.seek(SeekFrom::Start((step % self.n_batches * self.batch_len * 4) as u64))?;
+        let mut bytes = vec![0u8; 4 * self.batch_len];
+        self.file.read_exact(&mut bytes)?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
+    }
+
+    /// Of all rows, also those that fill no batch.
+    fn mean(&mut self, d_model: usize) -> Result<Vec<f32>> {
+        let (mut sum, mut n) = (vec![0f64; d_model], 0f64);
+        self.file.seek(SeekFrom::Start(0))?;
+        let mut reader = BufReader::new(&self.file);
+        let mut row = vec![0u8; 4 * d_model];
+        while reader.read_exact(&mut row).is_ok() {
+            let values = row.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
+            sum.iter_mut().zip(values).for_each(|(sum, x)| *sum += f64::from(x));
+            n += 1.0;
+        }
+        Ok(sum.iter().map(|sum| (sum / n) as f32).collect())
+    }
 }
 
 /// The largest resident memory of this process so far, where the system tells.

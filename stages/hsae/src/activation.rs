@@ -8,6 +8,10 @@ pub(crate) trait Activation: Sync {
     const ALL_ACTIVE: bool = true;
     /// Whether a token's penalty depends on how many latents are active on it.
     const COUNTS_ACTIVE: bool = false;
+    /// Whether latents have parameters of their own.
+    const HAS_OWN: bool = false;
+    /// Whether `Penalty::watched` is anything.
+    const IS_WATCHED: bool = false;
     /// Whether the penalty depends on the length of decoder rows.
     const PULLS_ON_LENGTH: bool = false;
 

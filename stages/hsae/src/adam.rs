@@ -42,6 +42,7 @@ impl Adam {
     /// the whole gradient without the decoder rows' parts `along` them, [d_sae], which would only change lengths that
     /// are fixed. Returns its norm before clipping.
     /// Source of the latter: Bricken et al. 2023, "Towards Monosemanticity", appendix on training.
+    #[expect(clippy::too_many_arguments, reason = "what a step changes, and what it reads")]
     pub(crate) fn update(
         &mut self,
         weights: &mut Weights,

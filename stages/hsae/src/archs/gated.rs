@@ -27,6 +27,7 @@ impl Gated<'_> {
 
 impl Activation for Gated<'_> {
     const HAS_GATE: bool = true;
+    const HAS_OWN: bool = true;
     const ALL_ACTIVE: bool = false;
 
     #[inline(always)]

@@ -3,12 +3,12 @@
 //! z = pre · 1[pre > θ],    L = mean ‖x − x̂‖² + λ · mean S
 //!
 //! where S is the number of active latents (Rajamanoharan et al.), Σ tanh(s·z_j·‖W_dec[j]‖) (Conerly et al.), or
-//! 2/L0* · (number of active latents − L0*)² (McDougall et al.). The step has no gradient; in its place, a latent whose
+//! 2/L0* · (number of active latents − L0*)² (Gemma Scope 2). The step has no gradient; in its place, a latent whose
 //! pre-activation lies within half a bandwidth ε of its threshold passes ∂z/∂θ = −θ/ε and ∂1[pre > θ]/∂θ = −1/ε.
 //!
 //! Sources: Rajamanoharan et al. 2024, "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse
 //! Autoencoders", equations 9 to 12; Conerly, Cunningham et al. 2025, "Dictionary Learning Optimization Techniques"
-//! (tanh, pre-activation loss, gradients to the input); McDougall et al. 2025, "Gemma Scope 2" (quadratic).
+//! (tanh, pre-activation loss, gradients to the input); Google DeepMind 2025, "Gemma Scope 2" (quadratic).
 
 use rayon::prelude::*;
 
@@ -48,6 +48,7 @@ impl JumpRelu<'_> {
 
 impl Activation for JumpRelu<'_> {
     const ALL_ACTIVE: bool = false;
+    const HAS_OWN: bool = true;
     const COUNTS_ACTIVE: bool = true;
     const PULLS_ON_LENGTH: bool = true;
 

@@ -24,6 +24,8 @@ pub(crate) struct PAnneal {
 }
 
 impl Activation for PAnneal {
+    const IS_WATCHED: bool = true;
+
     #[inline(always)]
     fn act(&self, _j: usize, pre: f32) -> f32 {
         pre.max(0.0)

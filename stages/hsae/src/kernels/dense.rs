@@ -227,13 +227,16 @@ struct Elementwise<'a, A> {
 vectorised! {
     fn elementwise_rows<A: Activation>(input: &Elementwise<A>, first: usize, grad_acts: &mut [f32]) -> Sums {
         let d_sae = input.d_sae;
+        let zeros = || vec![0f32; d_sae];
         let mut sums = Sums {
-            bias: vec![0.0; d_sae],
+            bias: zeros(),
             own: vec![Own::default(); d_sae],
             firings: vec![0; d_sae],
-            acts: vec![0.0; d_sae],
-            pulls: vec![0.0; d_sae],
-            penalty: Penalty::default(),
+            acts: zeros(),
+            pulls: zeros(),
+            penalty: zeros(),
+            watched: zeros(),
+            tokens: 0.0,
         };
         for (i, grads) in grad_acts.chunks_exact_mut(d_sae).enumerate() {
             input.token(first + i, grads, &mut sums);
@@ -242,14 +245,17 @@ vectorised! {
     }
 }
 
-/// Sums over some tokens, [d_sae].
+/// Sums over some tokens, [d_sae]; few enough tokens that f32 holds them.
 struct Sums {
     bias: Vec<f32>,
     own: Vec<Own>,
-    firings: Vec<u64>,
-    acts: Vec<f64>,
+    firings: Vec<u32>,
+    acts: Vec<f32>,
     pulls: Vec<f32>,
-    penalty: Penalty,
+    penalty: Vec<f32>,
+    watched: Vec<f32>,
+    /// What the numbers of active latents cost.
+    tokens: f64,
 }
 
 impl<A: Activation> Elementwise<'_, A> {
@@ -262,12 +268,13 @@ impl<A: Activation> Elementwise<'_, A> {
             .map(|(block, grad_acts)| elementwise_rows(self, block * ELEMENTWISE_ROWS, grad_acts))
             .collect();
         for part in parts {
-            found.penalty += part.penalty;
+            let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value)).sum::<f64>();
+            found.penalty += Penalty { value: part.tokens + sum(&part.penalty), watched: sum(&part.watched) };
             for j in 0..d_sae {
                 grads.b_enc[j] += part.bias[j];
                 (0..2).for_each(|i| grads.own[j][i] += part.own[j].0[i]);
-                found.firings[j] += part.firings[j];
-                found.sum_acts[j] += part.acts[j];
+                found.firings[j] += u64::from(part.firings[j]);
+                found.sum_acts[j] += f64::from(part.acts[j]);
                 found.pulls[j] += part.pulls[j];
             }
         }
@@ -281,20 +288,40 @@ impl<A: Activation> Elementwise<'_, A> {
         if A::COUNTS_ACTIVE {
             let cost;
             (cost, token) = self.activation.token(acts.iter().filter(|&&act| act > 0.0).count());
-            sums.penalty.value += cost;
+            sums.tokens += cost;
         }
-        for (j, grad) in grads.iter_mut().enumerate() {
-            let gate = if A::HAS_GATE { self.grad_gate[row.start + j] } else { 0.0 };
-            let flow = Flow { act: *grad, gate, token };
-            *grad = self.activation.backward(j, pre_acts[j], flow, &mut sums.own[j]);
-            sums.bias[j] += *grad;
-            sums.penalty += self.activation.penalty(j, pre_acts[j]);
-            sums.acts[j] += f64::from(acts[j]);
-            if A::PULLS_ON_LENGTH {
-                sums.pulls[j] += self.activation.length_pull(j, pre_acts[j]);
+        // One loop for each thing that is summed, since the compiler makes vectors of simple ones.
+        for ((sum, firings), &act) in sums.acts.iter_mut().zip(&mut sums.firings).zip(acts) {
+            *sum += act;
+            *firings += u32::from(act > 0.0);
+        }
+        for (j, (penalty, &pre)) in sums.penalty.iter_mut().zip(pre_acts).enumerate() {
+            *penalty += self.activation.penalty(j, pre).value as f32;
+        }
+        if A::IS_WATCHED {
+            for (j, (watched, &pre)) in sums.watched.iter_mut().zip(pre_acts).enumerate() {
+                *watched += self.activation.penalty(j, pre).watched as f32;
             }
-            sums.firings[j] += u64::from(acts[j] > 0.0);
         }
+        if A::PULLS_ON_LENGTH {
+            for (j, (pull, &pre)) in sums.pulls.iter_mut().zip(pre_acts).enumerate() {
+                *pull += self.activation.length_pull(j, pre);
+            }
+        }
+        let flow = |j: usize, act: f32| {
+            let gate = if A::HAS_GATE { self.grad_gate[row.start + j] } else { 0.0 };
+            Flow { act, gate, token }
+        };
+        if A::HAS_OWN {
+            for (j, ((grad, &pre), own)) in grads.iter_mut().zip(pre_acts).zip(&mut sums.own).enumerate() {
+                *grad = self.activation.backward(j, pre, flow(j, *grad), own);
+            }
+        } else {
+            for (j, (grad, &pre)) in grads.iter_mut().zip(pre_acts).enumerate() {
+                *grad = self.activation.backward(j, pre, flow(j, *grad), &mut Own::default());
+            }
+        }
+        axpy(&mut sums.bias, 1.0, grads);
     }
 }
 

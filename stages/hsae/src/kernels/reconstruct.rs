@@ -68,6 +68,7 @@ pub(crate) struct Reconstruction {
 /// its reconstruction. `residuals` receives x̂ − x, [B, d_model].
 /// Shapes: x_centered [B, d_model] (the target without b_dec), pre_acts sparse [B, d_sae].
 /// Source: Bussmann et al. 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", equation 2.
+#[expect(clippy::too_many_arguments, reason = "the arrays of a product, and where its results go")]
 pub(crate) fn reconstruct<A: Activation>(
     activation: &A,
     x_centered: &[f32],
