@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::kernels::{Bounds, EncoderInput, TokenBounds, vectorised};
 use crate::schedule::full_budget;
-use crate::select::{Budget, Gate, gated_scores};
+use crate::select::{Budget, Gate, Scope, gated_scores, select_batch};
 use crate::sparse::SparseRows;
 use crate::trained::{Magnitude, Packed, Rule, Rules, TrainedSae, apply};
 use crate::trainer::Trainer;
@@ -125,7 +125,14 @@ impl Fit {
         let n_rows = candidates.n_rows() as f64;
         let native = |scores: &[f32]| native_rule(sae, &candidates, scores);
         let flat_native = native(&candidates.vals);
-        let acts = apply(&flat_native, &candidates, &candidates.vals);
+        let acts = match flat_native {
+            // The k largest of a token may lie below all bounds.
+            Rule::TopK(k) => {
+                let budget = Budget::Shared { k: k as f64, fine: k as f64, n_coarse: 0 };
+                select_batch(sae.encoder(&sae.input(rows)), &budget, Scope::Token, None, 0.0).pre_acts
+            }
+            _ => apply(&flat_native, &candidates, &candidates.vals),
+        };
 
         // The same cut for every architecture tells which latents are inactive, and how strong the active ones are.
         let k = config.k as f64;
@@ -153,8 +160,8 @@ impl Fit {
         for rule in [&rules.flat_native, &rules.flat_prior, &rules.gated_native, &rules.gated_prior] {
             match rule {
                 Rule::Above(thresholds) => lowest.iter_mut().zip(thresholds).for_each(|(low, t)| *low = low.min(*t)),
-                // The k largest of a token may lie anywhere.
-                Rule::Positive | Rule::TopK(_) => lowest.fill(0.0),
+                Rule::Positive => lowest.fill(0.0),
+                Rule::TopK(_) => {}
             }
         }
         Self { rules, lowest }

@@ -32,6 +32,7 @@ pub fn save(folder: &Path, key: &str, trainer: &Trainer, curve: &[CurveRow]) -> 
         let partners: Vec<u64> = tree.partners.iter().map(|&partner| partner.into()).collect();
         file = file.u64("tree.partners", &partners).f32("tree.n11", &tree.n11, &[tree.n11.len()]);
         file = file.f32("tree.n1", &tree.n1, &[tree.n1.len()]);
+        file = file.f32("tree.n_counted", &tree.n_counted, &[tree.n_counted.len()]);
         let edge = |e: &ParentEdge| json!([e.parent, e.mi_bits, e.runner_up]);
         let edges: Vec<_> = tree.edges.iter().map(|e| e.as_ref().map(edge)).collect();
         tree_json = json!({"n": tree.n, "weight": tree.weight, "edges": edges});
@@ -108,6 +109,7 @@ fn restore(file: &Tensors, json: &Value, trainer: &mut Trainer) -> Result<()> {
         tree.partners = partners.into_iter().map(|partner| partner as u32).collect();
         tree.n11 = file.f32("tree.n11", tree.n11.len())?;
         tree.n1 = file.f32("tree.n1", d_sae)?;
+        tree.n_counted = file.f32("tree.n_counted", d_sae)?;
         (tree.n, tree.weight) = (number("n")?, number("weight")?);
         let edges: Vec<Option<SavedEdge>> = serde_json::from_value(json["tree"]["edges"].clone())?;
         ensure!(edges.len() == d_sae, "has {} tree entries, expected {d_sae}", edges.len());

@@ -9,7 +9,7 @@ pub struct SparseRows {
     pub indptr: Vec<usize>,
     /// [nnz].
     pub idx: Vec<u32>,
-    /// [nnz], all positive.
+    /// [nnz].
     pub vals: Vec<f32>,
 }
 

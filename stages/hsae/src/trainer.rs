@@ -304,7 +304,8 @@ impl Trainer {
             mi: outcome.tree.mi,
             coverage: outcome.tree.coverage,
             geometry: outcome.tree.geometry,
-            fvu: outcome.squared_error * n_rows as f64 / total_variance,
+            // A batch of equal rows has no variance.
+            fvu: outcome.squared_error * n_rows as f64 / total_variance.max(f64::MIN_POSITIVE),
             l0_coarse: per_token(coarse),
             l0_fine: per_token(fine),
             dead: n_dead as f64 / self.config.d_sae() as f64,

@@ -12,7 +12,7 @@ use crate::sparse::{Columns, SparseRows};
 /// Possible parents that a latent keeps counts of. Up to so many latents, counts are of all pairs.
 const N_PARTNERS: usize = 64;
 /// A partner is taken in by a step in which it shares at least this part of the latent's firings.
-const LEAST_SHARE: f32 = 0.25;
+const LEAST_SHARE: f32 = 0.3;
 /// An empty place among the partners.
 const NONE: u32 = u32::MAX;
 
@@ -28,8 +28,10 @@ pub struct TreeLearner {
     pub n_parents: usize,
     /// Latents below `n_parents` that each fires with, [d_sae, N_PARTNERS].
     pub partners: Vec<u32>,
-    /// Weighted co-firings with them, alike.
+    /// Weighted co-firings with them among the firings that were counted, alike.
     pub n11: Vec<f32>,
+    /// Weighted firings that were counted, [d_sae].
+    pub n_counted: Vec<f32>,
     /// Weighted firings, [d_sae].
     pub n1: Vec<f32>,
     /// Weighted tokens.
@@ -59,6 +61,7 @@ impl TreeLearner {
             n_parents,
             partners: vec![NONE; d_sae * N_PARTNERS],
             n11: vec![0.0; d_sae * N_PARTNERS],
+            n_counted: vec![0.0; d_sae],
             n1: vec![0.0; d_sae],
             n: 0.0,
             weight: 1.0,
@@ -75,11 +78,12 @@ impl TreeLearner {
         const BLOCK: usize = 16;
         let (weight, n_parents, most) = (self.weight as f32, self.n_parents, self.config.firings_per_step);
         let lists = self.partners.par_chunks_mut(BLOCK * N_PARTNERS).zip(self.n11.par_chunks_mut(BLOCK * N_PARTNERS));
-        lists.zip(self.n1.par_chunks_mut(BLOCK)).enumerate().for_each_init(
+        let firings = self.n1.par_chunks_mut(BLOCK).zip(self.n_counted.par_chunks_mut(BLOCK));
+        lists.zip(firings).enumerate().for_each_init(
             || CoFirings::new(n_parents),
-            |co_firings, (block, ((partners, n11), n1))| {
+            |co_firings, (block, ((partners, n11), (n1, n_counted)))| {
                 let lists = partners.chunks_exact_mut(N_PARTNERS).zip(n11.chunks_exact_mut(N_PARTNERS));
-                for (i, ((partners, n11), n1)) in lists.zip(n1).enumerate() {
+                for (i, ((partners, n11), (n1, all_counted))) in lists.zip(n1.iter_mut().zip(n_counted)).enumerate() {
                     let j = block * BLOCK + i;
                     let n_firings = columns.range(j).len();
                     *n1 += weight * n_firings as f32;
@@ -89,7 +93,7 @@ impl TreeLearner {
                         let at = columns.range(j).start + i * n_firings / n_counted;
                         co_firings.count(j as u32, firing.row(columns.row[at] as usize).0);
                     }
-                    let weight = weight * n_firings as f32 / n_counted.max(1) as f32;
+                    *all_counted += weight * n_counted as f32;
                     co_firings.settle(partners, n11, weight, n_counted as f32);
                 }
             },
@@ -99,7 +103,7 @@ impl TreeLearner {
         if self.weight > LARGEST_WEIGHT {
             let shrink = (1.0 / self.weight) as f32;
             self.n11.par_iter_mut().for_each(|count| *count *= shrink);
-            self.n1.iter_mut().for_each(|count| *count *= shrink);
+            self.n1.iter_mut().chain(&mut self.n_counted).for_each(|count| *count *= shrink);
             self.n /= self.weight;
             self.weight = 1.0;
         }
@@ -112,13 +116,18 @@ impl TreeLearner {
         let last_weight = self.weight * self.config.decay;
         let min_n11 = self.config.min_count * last_weight;
         let (n, n1, min_excess) = (self.n, &self.n1, self.config.min_excess);
+        // Latents that may have no parent come first.
+        let first = if self.config.parents == ParentSet::Coarse { self.n_parents } else { 0 };
         self.edges = self
             .n11
             .par_chunks_exact(N_PARTNERS)
             .zip(self.partners.par_chunks_exact(N_PARTNERS))
             .enumerate()
             .map(|(j, (n11, partners))| {
-                let q = f64::from(n1[j]) / n;
+                if j < first {
+                    return None;
+                }
+                let (q, n_counted) = (f64::from(n1[j]) / n, f64::from(self.n_counted[j]));
                 let mut best: Option<ParentEdge> = None;
                 // Of equal parents the first is taken, wherever its place is.
                 let mut places: Vec<usize> = (0..N_PARTNERS).filter(|&place| partners[place] != NONE).collect();
@@ -129,10 +138,11 @@ impl TreeLearner {
                         continue;
                     }
                     let p = f64::from(n1[i]) / n;
-                    if (n11 / n / q - p) / (1.0 - p) <= min_excess {
+                    let p_given_child = n11 / n_counted;
+                    if (p_given_child - p) / (1.0 - p) <= min_excess {
                         continue;
                     }
-                    let mi_bits = mutual_information_bits(n11 / n, p, q);
+                    let mi_bits = mutual_information_bits(p_given_child * q, p, q);
                     let rival = Some((i as u32, mi_bits));
                     best = match best {
                         None => Some(ParentEdge { parent: i as u32, mi_bits, runner_up: None }),
@@ -159,7 +169,8 @@ impl TreeLearner {
     pub fn joint_rate(&self, child: u32, parent: u32) -> f64 {
         let list = child as usize * N_PARTNERS..(child as usize + 1) * N_PARTNERS;
         let place = self.partners[list.clone()].iter().position(|&partner| partner == parent);
-        place.map_or(0.0, |place| f64::from(self.n11[list.start + place]) / self.n)
+        let share = |place: usize| f64::from(self.n11[list.start + place]) / f64::from(self.n_counted[child as usize]);
+        place.map_or(0.0, |place| share(place) * self.rate(child))
     }
 }
 
@@ -276,6 +287,19 @@ mod tests {
         assert_eq!(learner.parents().iter().flatten().count(), 1);
         // Counted from its first firing on.
         assert!((learner.joint_rate(1, 0) / learner.rate(1) - 1.0).abs() <= 1e-6);
+    }
+
+    #[test]
+    fn coarse_latents_have_no_parents_where_parents_are_coarse() {
+        // Latents 0 to 2 are coarse; 1 and 2 are nested in 0 like the fine ones are.
+        let config = Tree { parents: ParentSet::Coarse, ..Tree::default() };
+        let mut learner = TreeLearner::new(&config, 2, 5);
+        for step in 0..50 {
+            let rows = planted(500, step);
+            learner.observe(&rows, &rows.columns());
+        }
+        learner.choose();
+        assert_eq!(learner.parents(), [None, None, Some(0), None, None]);
     }
 
     #[test]

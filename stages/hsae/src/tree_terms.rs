@@ -44,7 +44,7 @@ type Term = fn(&SaeModule, &Tensor<2>, &SparseRows, &TreeTerms, &Device) -> Tens
 impl TreeTerms {
     /// The terms on a batch and the gradient of their sum; None without an edge. What flows to b_dec goes through b_enc's
     /// gradient, as everything does that reads pre-activations.
-    /// Shapes: x [B, d_model], acts [B, d_sae] sparse.
+    /// Shapes: x [B, d_model] the encoder's input, acts [B, d_sae] sparse.
     pub(crate) fn gradients(&self, weights: &Weights, x: &[f32], acts: &SparseRows) -> Option<(TreeLosses, Extra)> {
         if self.edges.is_empty() {
             return None;
@@ -120,7 +120,7 @@ fn coverage(module: &SaeModule, x: &Tensor<2>, acts: &SparseRows, terms: &TreeTe
     (uncovered * pull).sum_dim(1).mean()
 }
 
-/// Σ_edges cos²(W_dec[child], W_dec[parent]); rows have unit length.
+/// Σ_edges cos²(W_dec[child], W_dec[parent]), where rows have unit length.
 fn geometry(module: &SaeModule, _: &Tensor<2>, _: &SparseRows, terms: &TreeTerms, device: &Device) -> Tensor<1> {
     let w_dec = module.w_dec.val();
     let child = w_dec.clone().select(0, indices(terms.edges.iter().map(|edge| edge.child), device));
@@ -150,8 +150,7 @@ fn pre_acts(
     let latents = indices(terms.edges.iter().map(latent), device);
     let w_enc = module.w_enc.val().select(0, latents.clone()); // [E, d_model]
     let b_enc = module.b_enc.val().select(0, latents); // [E]
-    let x_centered = x.clone() - module.b_dec.val().unsqueeze::<2>();
-    x_centered.matmul(w_enc.transpose()) + b_enc.unsqueeze::<2>()
+    x.clone().matmul(w_enc.transpose()) + b_enc.unsqueeze::<2>()
 }
 
 fn row_of(terms: &TreeTerms, f: &dyn Fn(&EdgeStats) -> f64, device: &Device) -> Tensor<2> {

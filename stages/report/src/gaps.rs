@@ -80,9 +80,11 @@ fn missing_modes(run: &Run, figures: &Figures) -> Vec<String> {
         let name = &sae.config.name;
         let views = if sae.config.tree().is_some() { vec!["flat", "gated"] } else { vec!["flat"] };
         for view in views {
-            for threshold in ["native", "prior"] {
+            // A matching pursuit has no thresholds to set.
+            let is_pursuit = sae.config.arch == Arch::MatchingPursuit;
+            for threshold in if is_pursuit { &["native"][..] } else { &["native", "prior"] } {
                 let mut modes = figures.modes.iter();
-                if !modes.any(|mode| mode.sae == *name && mode.view == view && mode.threshold == threshold) {
+                if !modes.any(|mode| mode.sae == *name && mode.view == view && mode.threshold == *threshold) {
                     gaps.push(format!("{name} read {view} with its {threshold} threshold: no rows in the artifacts"));
                 }
             }

@@ -18,6 +18,9 @@ use together::{Failures, train_together};
 /// Raised when training computes something else from the same inputs and configuration.
 const RECIPE: u32 = 5;
 
+/// SAEs on one pass over data that do not fit in memory.
+const TOGETHER: usize = 8;
+
 fn main() -> ExitCode {
     main_of("train", "Trains the pipeline's sparse autoencoders on harvested activations", run)
 }
@@ -66,8 +69,11 @@ fn start_some<'a>(
     harvest: &Input,
     harvested: &Harvested,
 ) -> Result<Vec<(&'a Sae, Task)>> {
+    let train = &stage.pipeline.train;
+    // Reading is what several share; what is in memory is read once anyway.
+    let together = train.together.unwrap_or(if harvested.fits(train) { 1 } else { TOGETHER });
     let mut started = Vec::new();
-    while started.len() < stage.pipeline.train.together
+    while started.len() < together
         && let Some(sae) = saes.next()
     {
         started.extend(start(stage, seed, sae, harvest, harvested)?.map(|task| (sae, task)));

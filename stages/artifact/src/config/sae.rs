@@ -143,7 +143,7 @@ pub enum JumpReluSparsity {
 pub struct PAnneal {
     /// The exponent falls from 1 to this …
     pub p_end: f64,
-    /// … between these shares of training …
+    /// … between these shares of training, the second of which takes the last value …
     pub from: f64,
     pub to: f64,
     /// … in so many values, 1 and `p_end` among them.
@@ -235,7 +235,7 @@ pub struct AuxK {
     pub weight: f64,
     /// Dead latents used per token. Unset: half of d_model.
     pub k: Option<usize>,
-    /// A latent that has not fired for this many tokens is dead.
+    /// A latent that has not fired for this many tokens is dead, for every use of the word.
     pub dead_after: u64,
     /// false: the error is weighted by the share of `k` that is dead, as SAELens does. true: it is divided by the
     /// residual's variance, as Gao et al. and dictionary_learning do.
@@ -332,7 +332,7 @@ impl Default for JumpRelu {
 
 impl Default for PAnneal {
     fn default() -> Self {
-        Self { p_end: 0.2, from: 0.3, to: 1.0, n_values: 10 }
+        Self { p_end: 0.2, from: 0.3, to: 0.9, n_values: 10 }
     }
 }
 

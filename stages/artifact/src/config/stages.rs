@@ -72,8 +72,9 @@ pub struct Train {
     /// is learnt then depends on this number.
     pub resident_mb: u64,
     /// SAEs of the same seed that train at once, on one pass over the data; all of them are in memory. It changes the
-    /// speed, not the result.
-    pub together: usize,
+    /// speed, not the result. Unset: 1 where the split is in memory, where sharing a pass saves little, and 8 where it is
+    /// read anew.
+    pub together: Option<usize>,
     pub saes: Vec<Sae>,
 }
 
@@ -159,7 +160,7 @@ impl Default for Train {
             checkpoint_every: 200,
             log_every: 20,
             resident_mb: 4096,
-            together: 8,
+            together: None,
             saes: Vec::new(),
         }
     }

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail, ensure};
 
 use super::{
-    Arch, DecoderNorms, JumpRelu, L1Weighting, PAnneal, ParentSet, Pipeline, Sae, Select, Source, Synthetic, TextSource,
+    Arch, AuxK, DecoderNorms, JumpRelu, L1Weighting, PAnneal, ParentSet, Pipeline, Sae, Select, Source, Synthetic,
+    TextSource,
 };
 
 impl Pipeline {
@@ -57,7 +58,9 @@ impl Pipeline {
         positive("train.max_grad_norm", train.max_grad_norm)?;
         ensure!(train.log_every >= 1, "train.log_every = 0 must be at least 1");
         ensure!(train.resident_mb >= 1, "train.resident_mb = 0 must be at least 1");
-        at_least("train.together", train.together, 1)?;
+        if let Some(together) = train.together {
+            at_least("train.together", together, 1)?;
+        }
         ensure!(!train.saes.is_empty(), "train.saes is empty: name at least one SAE");
         let mut names = BTreeSet::new();
         for (i, sae) in train.saes.iter().enumerate() {
@@ -151,6 +154,11 @@ impl Sae {
             self.arch
         );
         if let Some(k_coarse) = self.k_coarse {
+            let has_coarse_phase = self.curriculum().is_some_and(|curriculum| curriculum.coarse_until > 0.0);
+            ensure!(
+                k_coarse >= 1 || !has_coarse_phase,
+                "{at}.k_coarse = 0 leaves nothing to train while the curriculum is coarse"
+            );
             ensure!(k_coarse <= self.n_coarse, "{at}.k_coarse = {k_coarse} exceeds n_coarse = {}", self.n_coarse);
             ensure!(k_coarse <= self.k, "{at}.k_coarse = {k_coarse} exceeds k = {}", self.k);
             ensure!(
@@ -192,6 +200,32 @@ impl Sae {
             !(is_weighted && is_unit),
             "{at}.decoder_norms = unit makes l1_weighting: decoder-norm the same as plain; leave one out"
         );
+        ensure!(
+            self.apply_b_dec_to_input || self.arch != Arch::MatchingPursuit,
+            "{at}.apply_b_dec_to_input = false makes no sense for matching-pursuit, whose encoder is its decoder"
+        );
+        let may_be_free = self.select() == Select::Jumprelu || is_weighted;
+        ensure!(
+            may_be_free || self.decoder_norms != Some(DecoderNorms::Free),
+            "{at}.decoder_norms = free goes with jumprelu, or with l1_weighting: decoder-norm; elsewhere lengths would \
+             decide which latents are active, or escape the penalty"
+        );
+        let has_aux = !self.has_penalty() && self.arch != Arch::MatchingPursuit;
+        let only_age = AuxK { dead_after: self.aux_k.dead_after, ..AuxK::default() };
+        ensure!(
+            has_aux || self.aux_k == only_age,
+            "{at}.aux_k has no meaning for {:?} with select {:?}, apart from dead_after",
+            self.arch,
+            self.select()
+        );
+        ensure!(
+            self.sparsity_warmup == 0.0 || self.has_penalty(),
+            "{at}.sparsity_warmup has no meaning without a penalty (select: relu or jumprelu)"
+        );
+        ensure!(
+            self.prior_kappa.is_none() || self.arch != Arch::MatchingPursuit,
+            "{at}.prior_kappa has no meaning for matching-pursuit, which has no thresholds"
+        );
         let jumprelu = &self.jumprelu;
         let is_jumprelu = self.select() == Select::Jumprelu;
         ensure!(is_jumprelu || *jumprelu == JumpRelu::default(), "{at}.jumprelu belongs to select jumprelu");
@@ -216,7 +250,7 @@ impl Sae {
         at_least(&format!("{at}.panneal.n_values"), panneal.n_values, 2)?;
         if let Some(resample) = &self.resample {
             let fits = matches!(self.arch, Arch::Vanilla | Arch::Panneal);
-            ensure!(fits, "{at}.resample belongs to vanilla and panneal; {:?} revives with aux_k", self.arch);
+            ensure!(fits, "{at}.resample belongs to vanilla and panneal, not {:?}", self.arch);
             ensure!(resample.every >= 2, "{at}.resample.every = {} must be at least 2", resample.every);
             fraction(&format!("{at}.resample.until"), resample.until)?;
         }

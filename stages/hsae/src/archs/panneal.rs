@@ -63,7 +63,7 @@ impl Annealing {
     }
 
     /// Counts a step; `now` and `next` are Σ z^p at both exponents. There are so many `values` of the exponent, evenly
-    /// spaced from 1 to `p_end`, taken at evenly spaced steps. Returns the factor on α.
+    /// spaced from 1 to `p_end`, taken at evenly spaced steps, one a step at most. Returns the factor on α.
     pub(crate) fn follow(
         &mut self,
         step: u64,
@@ -79,7 +79,7 @@ impl Annealing {
             }
         }
         let spaced = |i: usize, a: f64, b: f64| a + (b - a) * i as f64 / (values.max(2) - 1) as f64;
-        if self.n_changes >= values || step != spaced(self.n_changes, from as f64, until as f64) as u64 {
+        if self.n_changes >= values || step < spaced(self.n_changes, from as f64, until as f64) as u64 {
             return 1.0;
         }
         let sum = |part: fn(&(f64, f64)) -> f64| self.queue.iter().map(part).sum::<f64>();

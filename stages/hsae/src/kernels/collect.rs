@@ -223,21 +223,43 @@ impl Task<'_> {
 
     /// Computes what was noted in f32 and keeps what lies beyond its bound.
     fn settle(&self, noted: &ByRow) -> SparseRows {
-        let margin = self.bounds.top.map(|_| self.margin(0..self.input.b_enc.len()));
-        settle_rows(self, noted, margin.as_ref())
+        settle_rows(self, noted)
     }
 
-    /// The lowest screened score that can still belong to the k largest of a row.
+    /// How far the screened score of one latent may lie from the f32 one.
     #[inline(always)]
-    fn lowest_of_top(&self, noted: &[(u32, f32)], row: usize, margin: &Margin, scores: &mut Vec<f32>) -> f32 {
-        let Some(Top { k, slack }) = self.bounds.top.filter(|top| top.k > 0 && top.k < noted.len()) else {
-            return f32::NEG_INFINITY;
-        };
-        scores.clear();
-        scores.extend(noted.iter().map(|&(_, score)| score));
-        let kth = *scores.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
-        kth - slack - 2.0 * margin.of(&self.screen(), row, kth.abs() + slack)
+    fn margin_of(&self, screen: &Screen, row: usize, latent: u32, bound: f32) -> f32 {
+        let (length, error) = self.input.packed.norms(latent as usize);
+        Margin { length, error, offset: self.offset(latent as usize).abs() }.of(screen, row, bound)
     }
+
+    /// What can still belong to the k largest of a row, where only these matter: their upper ends reach the k-th largest
+    /// of the lower ends.
+    #[inline(always)]
+    fn only_top<'n>(&self, noted: &'n [(u32, f32)], row: usize, ends: &mut Ends) -> &'n [(u32, f32)] {
+        ends.keep.clear();
+        let Some(Top { k, slack }) = self.bounds.top.filter(|top| top.k > 0 && top.k < noted.len()) else {
+            ends.keep.resize(noted.len(), true);
+            return noted;
+        };
+        let screen = self.screen();
+        let margin = |latent: u32, score: f32| self.margin_of(&screen, row, latent, score.abs() + slack);
+        ends.margins.clear();
+        ends.margins.extend(noted.iter().map(|&(latent, score)| margin(latent, score)));
+        ends.lower.clear();
+        ends.lower.extend(noted.iter().zip(&ends.margins).map(|(&(_, score), margin)| score - margin));
+        let kth = *ends.lower.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1 - slack;
+        ends.keep.extend(noted.iter().zip(&ends.margins).map(|(&(_, score), margin)| score + margin >= kth));
+        noted
+    }
+}
+
+/// Room for the lower ends of a row's scores.
+#[derive(Default)]
+struct Ends {
+    margins: Vec<f32>,
+    lower: Vec<f32>,
+    keep: Vec<bool>,
 }
 
 vectorised! {
@@ -257,16 +279,15 @@ vectorised! {
 }
 
 vectorised! {
-    fn settle_rows(task: &Task, noted: &ByRow, margin: Option<&Margin>) -> SparseRows {
+    fn settle_rows(task: &Task, noted: &ByRow) -> SparseRows {
         let input = &task.input;
         let n_latents = input.b_enc.len();
         let mut entries: Vec<(u32, u32)> = Vec::with_capacity(noted.noted.len());
-        let mut scores = Vec::new();
+        let mut ends = Ends::default();
         let mut next = vec![0u32; n_latents + 1];
         for row in 0..task.n_rows {
-            let noted = &noted.noted[noted.offsets[row]..noted.offsets[row + 1]];
-            let lowest = margin.map_or(f32::NEG_INFINITY, |margin| task.lowest_of_top(noted, row, margin, &mut scores));
-            for &(latent, _) in noted.iter().filter(|&&(_, score)| score >= lowest) {
+            let noted = task.only_top(&noted.noted[noted.offsets[row]..noted.offsets[row + 1]], row, &mut ends);
+            for (&(latent, _), _) in noted.iter().zip(&ends.keep).filter(|&(_, &keep)| keep) {
                 entries.push((row as u32, latent));
                 next[latent as usize + 1] += 1;
             }

@@ -1,5 +1,6 @@
-//! The arithmetic on plain slices. Every function fixes the order of its sums by the shapes alone, so results do not
-//! depend on the number of threads. Vector instructions are chosen at run time.
+//! The arithmetic on plain slices. Every function fixes the order of its sums, so results do not depend on the number of
+//! threads. It follows from the shapes alone, but for the matrix products of the dense pass, which `gemm` cuts by the
+//! size of the processor's caches. Vector instructions are chosen at run time.
 
 /// Compiles a function several times, for the vector instructions that processors have, and calls the best that this one
 /// has. What it calls takes part where it is `#[inline(always)]`. All give the same bits: none reorders a sum or fuses a

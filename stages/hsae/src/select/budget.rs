@@ -1,7 +1,5 @@
 //! Of many candidates the best, within a budget that is counted per token or over the batch.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use crate::sparse::SparseRows;
@@ -41,24 +39,26 @@ pub(super) fn choose(candidates: &SparseRows, budget: &Budget, scope: Scope, sco
             Chosen { kept: candidates.filtered_by(&kept.keep), lowest: vec![kept.lowest] }
         }
         Scope::Token => {
-            let parts: Vec<Vec<Kept>> = (0..n_rows)
+            let parts: Vec<(SparseRows, Vec<f32>)> = (0..n_rows)
                 .into_par_iter()
                 .step_by(BLOCK_ROWS)
                 .map(|first| {
-                    let of_token = |t: usize| {
-                        let range: Range<usize> = candidates.indptr[t]..candidates.indptr[t + 1];
-                        keep_best(&candidates.idx[range.clone()], &scores[range], 1.0, budget)
-                    };
-                    (first..(first + BLOCK_ROWS).min(n_rows)).map(of_token).collect()
+                    let (mut kept, mut lowest) = (SparseRows::new(candidates.n_cols), Vec::with_capacity(BLOCK_ROWS));
+                    for t in first..(first + BLOCK_ROWS).min(n_rows) {
+                        let (idx, vals) = candidates.row(t);
+                        let scores = &scores[candidates.indptr[t]..candidates.indptr[t + 1]];
+                        let best = keep_best(idx, scores, 1.0, budget);
+                        let entries = idx.iter().copied().zip(vals.iter().copied()).zip(best.keep);
+                        kept.push_row(entries.filter(|&(_, keep)| keep).map(|(entry, _)| entry));
+                        lowest.push(best.lowest);
+                    }
+                    (kept, lowest)
                 })
                 .collect();
-            let mut keep = Vec::with_capacity(candidates.nnz());
-            let mut lowest = Vec::with_capacity(n_rows);
-            for kept in parts.into_iter().flatten() {
-                keep.extend(kept.keep);
-                lowest.push(kept.lowest);
+            Chosen {
+                kept: SparseRows::concatenated(candidates.n_cols, parts.iter().map(|(kept, _)| kept)),
+                lowest: parts.iter().flat_map(|(_, lowest)| lowest.iter().copied()).collect(),
             }
-            Chosen { kept: candidates.filtered_by(&keep), lowest }
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::kernels::{EncoderInput, Prefixes, finish_rows};
 use crate::objective::{AuxK, Found, Losses, Objective};
 use crate::schedule::Phase;
 use crate::select::{Budget, Gate, Selection, select_batch};
-use crate::sparse::Columns;
+use crate::sparse::{Columns, SparseRows};
 use crate::tree::TreeLearner;
 use crate::tree_terms::{EdgeStats, TreeLosses, TreeTerms};
 
@@ -28,7 +28,9 @@ impl Trainer {
         let gate = self.gate(phase, parents.as_deref());
         let gate_strength = gate.map_or(0.0, |gate| gate.strength);
         let n_rows = x.len() / self.state.weights.d_model;
-        let is_dense = phase.budget == Budget::All && gate.is_none() && self.state.density > DENSE_ABOVE;
+        // A tree is learned from entries; and fine latents are left out entry by entry.
+        let may_be_dense = phase.budget == Budget::All && self.state.tree.is_none() && phase.fine_is_on;
+        let is_dense = may_be_dense && self.state.density > DENSE_ABOVE;
 
         let start = Instant::now();
         let selection = (!is_dense).then(|| self.select(x, phase, gate));
@@ -46,7 +48,7 @@ impl Trainer {
         let mut tree_losses = TreeLosses::default();
         let firing = match (&selection, &columns) {
             (Some(selection), Some(columns)) => {
-                if let Some((losses, extra)) = self.tree_extra(phase, x, selection) {
+                if let Some((losses, extra)) = self.tree_extra(activation, phase, x, selection) {
                     tree_losses = losses;
                     terms.push(extra);
                 }
@@ -155,6 +157,17 @@ impl Trainer {
     }
 
     fn select(&self, x: &[f32], phase: &Phase, gate: Option<Gate>) -> Selection {
+        let mut selection = self.select_all(x, phase, gate);
+        if phase.budget == Budget::All && !phase.fine_is_on {
+            let is_in_use = |rows: &SparseRows| rows.idx.iter().map(|&j| (j as usize) < self.config.n_coarse).collect();
+            let keep: Vec<bool> = is_in_use(&selection.pre_acts);
+            selection.pre_acts = selection.pre_acts.filtered_by(&keep);
+            selection.ungated = None;
+        }
+        selection
+    }
+
+    fn select_all(&self, x: &[f32], phase: &Phase, gate: Option<Gate>) -> Selection {
         let input = self.encoder(x);
         if self.config.select() != Select::Jumprelu {
             return select_batch(input, &phase.budget, phase.scope, gate, self.state.guess);
@@ -244,7 +257,13 @@ impl Trainer {
     }
 
     /// The optional terms of the tree, once its gate is on; None where all weights are 0.
-    fn tree_extra(&self, phase: &Phase, x: &[f32], selection: &Selection) -> Option<(TreeLosses, Extra)> {
+    fn tree_extra<A: Activation>(
+        &self,
+        activation: &A,
+        phase: &Phase,
+        x: &[f32],
+        selection: &Selection,
+    ) -> Option<(TreeLosses, Extra)> {
         let (learner, mean_activation) = (self.state.tree.as_ref()?, self.state.mean_activation?);
         let config = &learner.config;
         let weight = |w: f64| (w * phase.gate) as f32;
@@ -265,12 +284,12 @@ impl Trainer {
             w_coverage: weight(config.w_coverage),
             w_geometry: weight(config.w_geometry),
         };
-        let weights = &self.state.weights;
-        let b_dec = &weights.b_dec;
-        let uncentered: Vec<f32> = match self.config.apply_b_dec_to_input {
-            true => x.chunks_exact(b_dec.len()).flat_map(|row| row.iter().zip(b_dec).map(|(x, b)| x + b)).collect(),
-            false => x.to_vec(),
-        };
-        terms.gradients(weights, &uncentered, &selection.pre_acts)
+        let pre_acts = &selection.pre_acts;
+        if A::ALL_ACTIVE {
+            return terms.gradients(&self.state.weights, x, pre_acts);
+        }
+        let is_active = |(&j, &pre): (&u32, &f32)| activation.act(j as usize, pre) > 0.0;
+        let active: Vec<bool> = pre_acts.idx.iter().zip(&pre_acts.vals).map(is_active).collect();
+        terms.gradients(&self.state.weights, x, &pre_acts.filtered_by(&active))
     }
 }

@@ -139,37 +139,100 @@ fn hiersae_runs_on_every_selection() {
     }
 }
 
+/// Sizes at which every kernel has several blocks of everything, and none is full.
+fn large(arch: Arch) -> (Sae, Train) {
+    let n_coarse = if matches!(arch, Arch::Matryoshka | Arch::Hiersae) { 90 } else { 0 };
+    let is_hiersae = arch == Arch::Hiersae;
+    let sae = Sae {
+        n_coarse,
+        n_fine: 700 - n_coarse,
+        k: 9,
+        aux_k: match arch {
+            Arch::Topk | Arch::Batchtopk | Arch::Matryoshka | Arch::Hiersae => {
+                artifact::config::AuxK { dead_after: 1500, ..Default::default() }
+            }
+            _ => Default::default(),
+        },
+        tree: is_hiersae.then(|| Tree { gate_from: 0.2, gate_to: 0.3, update_every: 2, ..Tree::default() }),
+        resample: (arch == Arch::Vanilla).then_some(artifact::config::Resample { every: 4, until: 1.0 }),
+        panneal: match arch {
+            Arch::Panneal => artifact::config::PAnneal { from: 0.1, to: 0.8, n_values: 4, p_end: 0.3 },
+            _ => Default::default(),
+        },
+        ..config(arch)
+    };
+    let n_steps = 14;
+    (sae, Train { batch_size: 600, n_tokens: 600 * n_steps, lr: 3e-3, lr_warmup: 0.0, ..Train::default() })
+}
+
+const LARGE_D_MODEL: usize = 100;
+
+fn large_batch(step: u64) -> Vec<f32> {
+    let mut rng = artifact::random::stream(3, "test/large", 0, step);
+    (0..600 * LARGE_D_MODEL).map(|_| rng.random_range(-1.0f32..1.0).powi(3) * 3.0).collect()
+}
+
+fn run_large(trainer: &mut Trainer, until: u64) -> Vec<CurveRow> {
+    let mut rows = Vec::new();
+    while trainer.state.step < until {
+        // From the middle on entries take over from dense products, whatever their number.
+        if trainer.state.step == 7 {
+            trainer.state.density = 0.0;
+        }
+        rows.push(trainer.step(large_batch(trainer.state.step)).unwrap());
+    }
+    rows
+}
+
+const ALL: [Arch; 9] = [
+    Arch::Vanilla,
+    Arch::Gated,
+    Arch::Topk,
+    Arch::Batchtopk,
+    Arch::Jumprelu,
+    Arch::Panneal,
+    Arch::MatchingPursuit,
+    Arch::Matryoshka,
+    Arch::Hiersae,
+];
+
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    let run_with = |n_threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
-        pool.install(|| {
-            let mut trainer = Trainer::new(&config(Arch::Hiersae), &train(), 7, &[0.0; D_MODEL]);
-            let curve = run(&mut trainer, 40);
-            (trainer.state.clone(), curve)
-        })
-    };
-    let one = run_with(1);
-    for n_threads in [2, 5] {
-        assert!(run_with(n_threads) == one, "{n_threads} threads");
+    for arch in ALL {
+        let run_with = |n_threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+            pool.install(|| {
+                let (sae, train) = large(arch);
+                let mut trainer = Trainer::new(&sae, &train, 7, &[0.0; LARGE_D_MODEL]);
+                let curve = run_large(&mut trainer, 14);
+                (trainer.state.clone(), curve)
+            })
+        };
+        let one = run_with(1);
+        for n_threads in [2, 8] {
+            assert!(run_with(n_threads) == one, "{arch:?}, {n_threads} threads");
+        }
     }
 }
 
 #[test]
 fn an_interrupted_training_goes_on_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
-    for arch in [Arch::Vanilla, Arch::Hiersae] {
-        let mut whole = Trainer::new(&config(arch), &train(), 7, &[0.0; D_MODEL]);
-        let curve = run(&mut whole, 60);
-
-        let mut first = Trainer::new(&config(arch), &train(), 7, &[0.0; D_MODEL]);
-        let begun = run(&mut first, 37);
-        checkpoint::save(folder.path(), "key", &first, &begun).unwrap();
-        let mut second = Trainer::new(&config(arch), &train(), 7, &[0.0; D_MODEL]);
-        let mut resumed = checkpoint::resume(folder.path(), "key", &mut second).unwrap().unwrap();
-        resumed.extend(run(&mut second, 60));
-        assert!(second.state == whole.state, "{arch:?}");
-        assert!(resumed == curve, "{arch:?}");
+    for arch in ALL {
+        let (sae, train) = large(arch);
+        let new = || Trainer::new(&sae, &train, 7, &[0.0; LARGE_D_MODEL]);
+        let mut whole = new();
+        let curve = run_large(&mut whole, 14);
+        for stop in [1, 5, 7, 10] {
+            let mut first = new();
+            let begun = run_large(&mut first, stop);
+            checkpoint::save(folder.path(), "key", &first, &begun).unwrap();
+            let mut second = new();
+            let mut resumed = checkpoint::resume(folder.path(), "key", &mut second).unwrap().unwrap();
+            resumed.extend(run_large(&mut second, 14));
+            assert!(second.state == whole.state, "{arch:?}, stopped at {stop}");
+            assert!(resumed == curve, "{arch:?}, stopped at {stop}");
+        }
     }
 }
 

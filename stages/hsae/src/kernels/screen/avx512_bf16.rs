@@ -16,7 +16,7 @@ pub(super) fn is_available() -> bool {
 /// Shapes: x packed [n, depth] bf16, w packed panels of PANEL latents → out [n, stride]; n and the latents are whole tiles.
 pub(super) fn product(x: &[u16], w: &[u16], depth: usize, out: &mut [f32], stride: usize) {
     let (n, n_panels) = (x.len() / depth, w.len() / (PANEL * depth));
-    assert!(n.is_multiple_of(TILE) && n_panels.is_multiple_of(2), "whole tiles");
+    assert!(n.is_multiple_of(TILE) && n_panels.is_multiple_of(2) && depth.is_multiple_of(DEPTH), "whole tiles");
     assert!(out.len() >= n * stride && stride >= n_panels * PANEL, "out is [n, stride]");
     for pair in 0..n_panels / 2 {
         for row in (0..n).step_by(ROWS) {

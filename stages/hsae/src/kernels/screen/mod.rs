@@ -134,6 +134,12 @@ impl PackedEncoder {
         self.path
     }
 
+    /// Length and packing error of a latent.
+    #[inline(always)]
+    pub(super) fn norms(&self, latent: usize) -> (f32, f32) {
+        (self.length[latent], self.error[latent])
+    }
+
     /// Largest length and packing error among some latents.
     pub(super) fn worst(&self, latents: std::ops::Range<usize>) -> (f32, f32) {
         let max = |values: &[f32]| values.iter().copied().fold(0.0, f32::max);
@@ -160,7 +166,7 @@ vectorised! {
     fn pack_panel(w: &[f32], d_model: usize, panel: &mut [u16], length: &mut [f32], error: &mut [f32]) {
         if panel.is_empty() {
             for (row, length) in w.chunks_exact(d_model).zip(length) {
-                *length = dot(row, row).sqrt();
+                *length = length_of(row);
             }
             return;
         }
@@ -213,7 +219,7 @@ vectorised! {
         let mut pairs = vec![0u32; depth / 2];
         for (i, row) in x.chunks_exact(d_model).enumerate() {
             if tiles.is_empty() {
-                length[i] = dot(row, row).sqrt();
+                length[i] = length_of(row);
                 continue;
             }
             (length[i], error[i]) = round_to_bf16(row, &mut rounded);
@@ -283,7 +289,10 @@ impl Screen<'_> {
         let d_model = self.encoder.d_model as f32;
         let rounding = (d_model + 32.0) * f32::EPSILON;
         let (x_length, x_error) = (self.rows.length[row], self.rows.error[row]);
-        (x_error * length + x_length * error + rounding * x_length * length) * 1.001
+        let margin = (x_error * length + x_length * error + rounding * x_length * length) * 1.001;
+        // Products that underflow are lost one by one. What has no finite margin passes the screen.
+        let margin = margin + d_model * f32::MIN_POSITIVE;
+        if margin.is_finite() { margin } else { f32::INFINITY }
     }
 }
 
@@ -295,18 +304,35 @@ fn round_to_bf16(row: &[f32], rounded: &mut [f32]) -> (f32, f32) {
         let bits = value.to_bits();
         *out = f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
     }
-    // |w̃| ≤ |w| (1 + 2⁻⁸), elementwise.
-    let length = dot(row, row).sqrt() * (1.0 + 1.0 / 256.0);
-    let mut error = 0f32;
-    const LANES: usize = 16;
     let mut sums = [0f32; LANES];
     for (a, b) in row.chunks(LANES).zip(rounded.chunks(LANES)) {
         for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
             *sum += (a - b) * (a - b);
         }
     }
-    sums.iter().for_each(|sum| error += sum);
-    (length, error.sqrt())
+    let squares: f32 = sums.iter().sum();
+    let error = if squares >= LEAST_SQUARES {
+        squares.sqrt()
+    } else {
+        let largest = row.iter().zip(rounded.iter()).fold(0f32, |max, (a, b)| max.max((a - b).abs()));
+        largest * (row.len() as f32).sqrt()
+    };
+    // |w̃| ≤ |w| (1 + 2⁻⁸), elementwise.
+    (length_of(row) * (1.0 + 1.0 / 256.0), error)
+}
+
+/// Below this, squares may have underflowed.
+const LEAST_SQUARES: f32 = 1e-30;
+const LANES: usize = 16;
+
+/// The length of a row, or more where its squares are too small to be added.
+#[inline(always)]
+fn length_of(row: &[f32]) -> f32 {
+    let squares = dot(row, row);
+    if squares >= LEAST_SQUARES {
+        return squares.sqrt();
+    }
+    row.iter().fold(0f32, |max, value| max.max(value.abs())) * (row.len() as f32).sqrt()
 }
 
 /// The upper halves of neighbouring values in one word, the first one low.
