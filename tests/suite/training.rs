@@ -59,6 +59,7 @@ fn saes_become_the_same_together_and_alone() {
 #[test]
 fn saes_go_on_from_their_own_steps() {
     for run in both() {
+        run.edit("log_every: 5", "log_every: 5\n  together: 8");
         let undisturbed = run.manifests();
         let checkpoint = |sae: &str| run.folder.join("train").join(sae).join("checkpoint/state.safetensors");
         let mut process = run.start("train", &["--force"]);
