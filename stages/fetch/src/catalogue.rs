@@ -158,6 +158,16 @@ pub(crate) fn wanted(pipeline: &Pipeline) -> Vec<Wanted> {
             kind: LocalKind::Activations,
         }));
     }
+    for (i, sae) in pipeline.train.saes.iter().enumerate() {
+        if let Some(path) = &sae.import {
+            wanted.push(Wanted::Local(Local {
+                name: sae.source_name(),
+                key: format!("train.saes[{i}].import"),
+                path: path.clone(),
+                kind: LocalKind::Sae,
+            }));
+        }
+    }
     let mut seen = std::collections::BTreeSet::new();
     wanted.retain(|wanted| seen.insert(wanted.name().to_owned()));
     wanted

@@ -22,6 +22,8 @@ pub(crate) enum LocalKind {
     Text,
     /// A folder of `.parquet` files.
     Activations,
+    /// A folder in the format of SAELens or of dictionary_learning.
+    Sae,
 }
 
 impl LocalKind {
@@ -31,6 +33,7 @@ impl LocalKind {
             Self::Model => ["config.json", "tokenizer.json"].contains(&file) || ends(&[".safetensors", ".index.json"]),
             Self::Text => ends(&[".txt"]),
             Self::Activations => ends(&[".parquet"]),
+            Self::Sae => ["cfg.json", "sae_weights.safetensors", "config.json", "ae.pt"].contains(&file),
         }
     }
 
@@ -39,6 +42,7 @@ impl LocalKind {
             Self::Model => "`config.json`, `tokenizer.json` and `*.safetensors`",
             Self::Text => "`*.txt`",
             Self::Activations => "`*.parquet`",
+            Self::Sae => "`cfg.json` and `sae_weights.safetensors`, and no `config.json` and `ae.pt`",
         }
     }
 }
@@ -49,7 +53,12 @@ pub(crate) fn look_at(local: &Local) -> Result<Source> {
     let at = || format!("{key} = {}", path.display());
     let metadata = std::fs::metadata(path).with_context(at)?;
     let (folder, files) = if metadata.is_file() {
-        ensure!(*kind != LocalKind::Activations, "{}: expected a folder of {}", at(), kind.files());
+        ensure!(
+            !matches!(kind, LocalKind::Activations | LocalKind::Sae),
+            "{}: expected a folder of {}",
+            at(),
+            kind.files()
+        );
         let file = path.file_name().and_then(|file| file.to_str()).with_context(at)?;
         (path.parent().unwrap_or(Path::new("")).to_owned(), vec![file.to_owned()])
     } else {

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use super::Pipeline;
+use super::{Pipeline, Sae};
 
 /// Reads, parses and validates a pipeline.
 ///
@@ -28,6 +28,7 @@ fn parse(text: &str) -> Result<Pipeline> {
     let Some(sections) = document.as_mapping_mut() else {
         bail!("expected sections such as `source:` and `train:`, found {}", kind(&document));
     };
+    refuse_beside_import(sections)?;
     let has_null = sections.values().any(serde_yaml::Value::is_null);
     let pipeline: Pipeline = if has_null {
         sections.retain(|_, value| !value.is_null());
@@ -38,6 +39,23 @@ fn parse(text: &str) -> Result<Pipeline> {
     };
     pipeline.validate()?;
     Ok(pipeline)
+}
+
+/// A finished SAE has no training to configure. Only the file tells a key that was set from one that was left out.
+fn refuse_beside_import(sections: &serde_yaml::Mapping) -> Result<()> {
+    let saes = sections.get("train").and_then(|train| train.get("saes")).and_then(serde_yaml::Value::as_sequence);
+    for (i, sae) in saes.into_iter().flatten().enumerate() {
+        let Some(sae) = sae.as_mapping().filter(|sae| sae.get("import").is_some_and(|import| !import.is_null())) else {
+            continue;
+        };
+        for key in sae.keys().filter_map(serde_yaml::Value::as_str) {
+            ensure!(
+                Sae::BESIDE_IMPORT.contains(&key),
+                "train.saes[{i}].{key} has no meaning beside import: that SAE is finished"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn kind(value: &serde_yaml::Value) -> &'static str {
@@ -96,6 +114,21 @@ mod tests {
         let error =
             error_of("source: {synthetic: {}}\ntrain: {saes: [{name: a, n_coarse: 32, k: 80, k_coarse: 64}]}\n");
         assert!(error.contains("train.saes[0].k_coarse = 64 exceeds n_coarse = 32"), "{error}");
+    }
+
+    #[test]
+    fn an_import_takes_no_key_of_a_training() {
+        let pipeline = |keys: &str| format!("source: {{synthetic: {{}}}}\ntrain: {{saes: [{{name: a, {keys}}}]}}\n");
+        let sae = &parse(&pipeline("import: ./a, prior_kappa: 0.5")).unwrap().train.saes[0];
+        assert_eq!(sae.import.as_deref(), Some(Path::new("./a")));
+        // Also where the value is the default.
+        for (keys, key) in [("k: 32", "k"), ("arch: hiersae", "arch"), ("lr: 1e-3", "lr"), ("tree: {}", "tree")] {
+            let error = error_of(&pipeline(&format!("import: ./a, {keys}")));
+            assert!(error.contains(&format!("train.saes[0].{key} has no meaning beside import")), "{error}");
+        }
+        assert!(error_of(&pipeline("import: ''")).contains("train.saes[0].import is empty"));
+        assert!(error_of(&pipeline("import: ./a, kk: 3")).contains("kk"));
+        assert!(parse(&pipeline("import: null, n_coarse: 512")).is_ok());
     }
 
     #[test]

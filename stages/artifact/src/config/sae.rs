@@ -1,6 +1,8 @@
 //! `train.saes`: one SAE. Every architecture is the same model with terms switched on or off, so they share this struct;
 //! `arch` says which terms an SAE has when its own keys stay silent.
 
+use std::path::{Path, PathBuf};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct Sae {
     /// Its folder under `train/`.
     pub name: String,
+    /// A finished SAE to take as it is, instead of training one: a folder in SAELens' format (version 6 or later), or in
+    /// dictionary_learning's. It goes with `name` and `prior_kappa` alone.
+    pub import: Option<PathBuf>,
     pub arch: Arch,
     /// How active latents are chosen. Unset: relu for vanilla, topk for topk, batchtopk for the others.
     pub select: Option<Select>,
@@ -243,6 +248,14 @@ pub struct AuxK {
 }
 
 impl Sae {
+    /// Keys that have a meaning for a finished SAE too.
+    pub(super) const BESIDE_IMPORT: [&str; 3] = ["name", "import", "prior_kappa"];
+
+    /// The folder of a finished SAE by its own name: where it lies means nothing elsewhere.
+    pub fn import_name(&self) -> Option<&Path> {
+        self.import.as_deref().map(|path| path.file_name().map_or(Path::new("."), Path::new))
+    }
+
     pub fn d_sae(&self) -> usize {
         self.n_coarse + self.n_fine
     }
@@ -291,6 +304,7 @@ impl Default for Sae {
     fn default() -> Self {
         Self {
             name: String::new(),
+            import: None,
             arch: Arch::default(),
             select: None,
             n_coarse: 0,

@@ -133,6 +133,13 @@ impl Sae {
         );
         let taken = ["checkpoint", "saes.json", "manifest.json"];
         ensure!(!taken.contains(&self.name.as_str()), "{at}.name = {} is a name that train/ needs itself", self.name);
+        if let Some(kappa) = self.prior_kappa {
+            not_negative(&format!("{at}.prior_kappa"), kappa)?;
+        }
+        if let Some(import) = &self.import {
+            ensure!(!import.as_os_str().is_empty(), "{at}.import is empty: name a folder");
+            return Ok(()); // that nothing else is set beside it was seen in the file itself
+        }
         ensure!(self.d_sae() >= 1, "{at}.n_fine = 0 leaves no latent");
         at_least(&format!("{at}.k"), self.k, 1)?;
         ensure!(self.k <= self.d_sae(), "{at}.k = {} exceeds n_coarse + n_fine = {}", self.k, self.d_sae());
@@ -179,9 +186,6 @@ impl Sae {
         }
         if let Some(lr) = self.lr {
             positive(&format!("{at}.lr"), lr)?;
-        }
-        if let Some(kappa) = self.prior_kappa {
-            not_negative(&format!("{at}.prior_kappa"), kappa)?;
         }
         if let Some(beta1) = self.adam_beta1 {
             ensure!((0.0..1.0).contains(&beta1), "{at}.adam_beta1 = {beta1} must lie between 0 and 1, 1 excluded");

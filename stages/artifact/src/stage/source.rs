@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::manifest::{self, Key, Output};
 use super::{Input, Stage, Task, task};
-use crate::config::{ModelSource, Text, TextSource};
+use crate::config::{ModelSource, Sae, Text, TextSource};
 
 /// The file in `RUN/fetch` that lists the sources.
 pub const SOURCES: &str = "sources.json";
@@ -71,6 +71,13 @@ impl Text {
             TextSource::StateOfTheUnion => "state-of-the-union".into(),
             TextSource::File => format!("texts[{i}]"),
         }
+    }
+}
+
+impl Sae {
+    /// Among the sources, the name of the finished SAE that is imported.
+    pub fn source_name(&self) -> String {
+        format!("sae/{}", self.name)
     }
 }
 
