@@ -2,7 +2,7 @@
 //!
 //! Every SAE, baselines included, gets the same treatment: F1 is largely a matter of thresholds (science.md §7).
 
-use artifact::config::{Arch, Select};
+use artifact::config::{Arch, Sae, Select};
 use rayon::prelude::*;
 
 use crate::kernels::{Bounds, EncoderInput, TokenBounds, vectorised};
@@ -29,19 +29,36 @@ pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
         (Some(tree), Some(mean_activation)) => (tree.gate * mean_activation) as f32 / scale,
         _ => 0.0,
     };
+    let mut sae = assembled(config.clone(), trainer.seed, weights);
+    sae.gate = gate;
+    if let Some(tree) = &state.tree {
+        sae.parent = tree.parents();
+    }
+    if config.arch == Arch::MatchingPursuit {
+        let rule = Rule::TopK(config.k);
+        let [flat_native, flat_prior, gated_native, gated_prior] = [(); 4].map(|()| rule.clone());
+        sae.rules = Rules { flat_native, flat_prior, gated_native, gated_prior };
+    } else {
+        sae.rules = rules(&sae, rows);
+    }
+    sae
+}
+
+/// An SAE of finished weights, without a tree, its thresholds not yet found but for trained ones.
+pub(crate) fn assembled(config: Sae, seed: u64, weights: Weights) -> TrainedSae {
     let mut sae = TrainedSae {
-        config: config.clone(),
-        seed: trainer.seed,
+        n_coarse: config.n_coarse,
+        config,
+        seed,
         d_model: weights.d_model,
         d_sae: weights.d_sae,
-        n_coarse: config.n_coarse,
         w_enc: weights.w_enc,
         b_enc: weights.b_enc,
+        parent: vec![None; weights.d_sae],
         w_dec: weights.w_dec,
         b_dec: weights.b_dec,
         magnitude: None,
-        parent: state.tree.as_ref().map_or_else(|| vec![None; weights.d_sae], crate::TreeLearner::parents),
-        gate,
+        gate: 0.0,
         packed: Packed::default(),
         rules: Rules {
             flat_native: Rule::Positive,
@@ -58,18 +75,11 @@ pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
             }
         }
     }
-    if config.arch == Arch::MatchingPursuit {
-        let rule = Rule::TopK(config.k);
-        let [flat_native, flat_prior, gated_native, gated_prior] = [(); 4].map(|()| rule.clone());
-        sae.rules = Rules { flat_native, flat_prior, gated_native, gated_prior };
-    } else {
-        sae.rules = rules(&sae, rows);
-    }
     sae
 }
 
 /// The weights in the units of the activations on disk, with decoder rows of length 1.
-fn folded(weights: &Weights, has_unit_rows: bool, scale: f32) -> Weights {
+pub(crate) fn folded(weights: &Weights, has_unit_rows: bool, scale: f32) -> Weights {
     let mut folded = weights.clone();
     let d_model = weights.d_model;
     if !has_unit_rows {
@@ -89,7 +99,7 @@ fn folded(weights: &Weights, has_unit_rows: bool, scale: f32) -> Weights {
 }
 
 /// The rules of all modes, from rows in the SAE's own units.
-fn rules(sae: &TrainedSae, rows: &[f32]) -> Rules {
+pub(crate) fn rules(sae: &TrainedSae, rows: &[f32]) -> Rules {
     // A first look at a few rows tells where to start collecting, latent by latent: frequent ones have low thresholds,
     // and going that low for all would be to look at everything. What started too high is noticed and lowered.
     let few = &rows[..rows.len().min(N_NOISE_ROWS * sae.d_model)];

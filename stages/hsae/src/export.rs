@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::tensor_file::{TensorFile, Tensors};
 use crate::trained::{Magnitude, Rule, Rules, TrainedSae};
-use crate::trainer::Trainer;
+use crate::tree::TreeLearner;
 
 pub(crate) const WEIGHTS: &str = "sae_weights.safetensors";
 pub(crate) const CFG: &str = "cfg.json";
@@ -34,11 +34,11 @@ pub(crate) struct Cfg {
     pub(crate) config: Sae,
 }
 
-/// Writes weights, configuration, rules, tree and curve. `hook` and `model` are for whoever loads the SAE elsewhere.
+/// Writes weights, configuration, rules, tree and curve. `tree` is what an SAE with a tree of its own has learnt; `hook` and `model` are for whoever loads the SAE elsewhere.
 pub fn publish(
     task: &mut Task,
     sae: &TrainedSae,
-    trainer: &Trainer,
+    tree: Option<&TreeLearner>,
     curve: &[CurveRow],
     model: Option<&str>,
     hook: Option<&str>,
@@ -46,7 +46,7 @@ pub fn publish(
     task.write_bytes(WEIGHTS, &weights_file(sae).to_bytes()?)?;
     task.write_json(CFG, &cfg(sae, model, hook)?)?;
     task.write_bytes(RULES, &rules_file(sae).to_bytes()?)?;
-    task.write(TREE, |file| write_rows(file, &tree_nodes(trainer)))?;
+    task.write(TREE, |file| write_rows(file, &tree_nodes(sae, tree)))?;
     task.write(CURVE, |file| write_rows(file, curve))
 }
 
@@ -167,14 +167,14 @@ pub(crate) fn read_rules(path: &Path, d_sae: usize) -> Result<(f32, Rules)> {
     Ok((gate, rules))
 }
 
-fn tree_nodes(trainer: &Trainer) -> Vec<TreeNode> {
-    let n_coarse = trainer.config.n_coarse;
+fn tree_nodes(sae: &TrainedSae, tree: Option<&TreeLearner>) -> Vec<TreeNode> {
+    let n_coarse = sae.n_coarse;
     let level = |j: usize| match n_coarse {
         0 => "flat",
         _ if j < n_coarse => "coarse",
         _ => "fine",
     };
-    let edge = |j: usize| trainer.state.tree.as_ref().and_then(|tree| tree.edges[j]);
+    let edge = |j: usize| tree.and_then(|tree| tree.edges[j]);
     let node = |j: usize| {
         let edge = edge(j);
         let runner_up = edge.and_then(|edge| edge.runner_up);
@@ -187,5 +187,5 @@ fn tree_nodes(trainer: &Trainer) -> Vec<TreeNode> {
             margin: edge.and_then(|edge| Some(edge.mi_bits - edge.runner_up?.1)),
         }
     };
-    (0..trainer.config.d_sae()).map(node).collect()
+    (0..sae.d_sae).map(node).collect()
 }

@@ -10,6 +10,7 @@ mod calibrate;
 pub mod checkpoint;
 pub mod export;
 mod gradients;
+pub mod import;
 mod kernels;
 mod objective;
 mod schedule;

@@ -2,6 +2,7 @@
 
 mod batches;
 mod data;
+mod import;
 mod order;
 mod together;
 
@@ -37,21 +38,38 @@ fn run(stage: &Stage) -> Result<()> {
             if started.is_empty() {
                 continue;
             }
-            let data = match &data {
-                Some(data) => data,
-                None => data.insert(TrainingData::load(&harvest, &harvested, &stage.pipeline.train)?),
-            };
+            let data = loaded(&mut data, stage, &harvest, &harvested)?;
             train_together(stage, seed, started, &harvested, data, &mut failures)?;
+        }
+    }
+    for sae in stage.pipeline.train.saes.iter().filter(|sae| sae.import.is_some()) {
+        if let Some((source, task)) = import::start(stage, sae, &harvest, &harvested)? {
+            let data = loaded(&mut data, stage, &harvest, &harvested)?;
+            let imported = import::publish(stage, sae, &source, task, &harvested, data);
+            imported.unwrap_or_else(|error| failures.note(stage, sae, error));
         }
     }
     failures.into_result()?;
     publish_list(stage, &harvest)
 }
 
-/// SAEs that may share batches, in the order of the pipeline.
+/// The rows of the train split, read when they are first needed.
+fn loaded<'a>(
+    data: &'a mut Option<TrainingData>,
+    stage: &Stage,
+    harvest: &Input,
+    harvested: &Harvested,
+) -> Result<&'a TrainingData> {
+    Ok(match data {
+        Some(data) => data,
+        None => data.insert(TrainingData::load(harvest, harvested, &stage.pipeline.train)?),
+    })
+}
+
+/// SAEs to train that may share batches, in the order of the pipeline.
 fn by_seed(stage: &Stage) -> Vec<(u64, Vec<&Sae>)> {
     let mut groups: Vec<(u64, Vec<&Sae>)> = Vec::new();
-    for sae in &stage.pipeline.train.saes {
+    for sae in stage.pipeline.train.saes.iter().filter(|sae| sae.import.is_none()) {
         let seed = sae.seed.unwrap_or(stage.pipeline.seed);
         match groups.iter_mut().find(|group| group.0 == seed) {
             Some(group) => group.1.push(sae),

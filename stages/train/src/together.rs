@@ -12,7 +12,7 @@ use crate::batches::{Batches, Wanted, with_batches};
 use crate::data::{Harvested, TrainingData};
 
 /// Training rows on which the thresholds at inference are set.
-const N_CALIBRATION_ROWS: usize = 16_384;
+pub(crate) const N_CALIBRATION_ROWS: usize = 16_384;
 
 /// One SAE in training.
 struct Member<'a> {
@@ -33,7 +33,7 @@ impl Failures {
         self.first.map_or(Ok(()), Err)
     }
 
-    fn note(&mut self, stage: &Stage, sae: &Sae, error: Error) {
+    pub(crate) fn note(&mut self, stage: &Stage, sae: &Sae, error: Error) {
         stage.log.event(&format!("failed, other SAEs go on: {error:#}"), json!({"sae": sae.name}));
         self.first.get_or_insert(error);
     }
@@ -172,7 +172,8 @@ impl<'a> Member<'a> {
         }
         let trained = hsae::finish(&self.trainer, harvested.scale, sample);
         let (model, hook) = (harvested.model.as_deref(), harvested.hook.as_deref());
-        export::publish(&mut self.task, &trained, &self.trainer, &self.curve, model, hook)?;
+        let tree = self.trainer.state.tree.as_ref();
+        export::publish(&mut self.task, &trained, tree, &self.curve, model, hook)?;
         self.task.finish()?;
         Ok(())
     }
