@@ -31,10 +31,12 @@ const EXPECTED: [(&[&str], &str); 8] = [
 type Baseline = (&'static str, fn(&Sae) -> bool);
 
 /// Baselines that a full comparison carries (science.md §5).
-const BASELINES: [Baseline; 5] = [
+const BASELINES: [Baseline; 7] = [
     ("vanilla ReLU-L1", |sae| sae.arch == Arch::Vanilla),
     ("TopK", |sae| sae.arch == Arch::Topk),
     ("BatchTopK", |sae| sae.arch == Arch::Batchtopk),
+    ("JumpReLU", |sae| sae.arch == Arch::Jumprelu),
+    ("Gated", |sae| sae.arch == Arch::Gated),
     ("Matryoshka with fixed prefixes", |sae| sae.arch == Arch::Matryoshka && !has_random_prefixes(sae)),
     ("Matryoshka with random prefixes", |sae| sae.arch == Arch::Matryoshka && has_random_prefixes(sae)),
 ];
@@ -153,9 +155,9 @@ fn missing_intervals(figures: &Figures) -> Option<String> {
 
 fn one_seed(run: &Run) -> Option<String> {
     let mut seeds: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
-    for sae in &run.saes {
-        let seed = sae.config.seed.unwrap_or(run.pipeline.seed);
-        let recipe = Sae { name: String::new(), seed: None, ..sae.config.clone() };
+    for sae in trained(run) {
+        let seed = sae.seed.unwrap_or(run.pipeline.seed);
+        let recipe = Sae { name: String::new(), seed: None, ..sae.clone() };
         seeds.entry(format!("{recipe:?}")).or_default().insert(seed);
     }
     let fewest = seeds.values().map(BTreeSet::len).min()?;
@@ -169,21 +171,21 @@ fn one_seed(run: &Run) -> Option<String> {
 }
 
 fn one_budget(run: &Run) -> Option<String> {
-    let budgets: BTreeSet<usize> = run.saes.iter().map(|sae| sae.config.k).collect();
+    let budgets: BTreeSet<usize> = trained(run).map(|sae| sae.k).collect();
     let k = budgets.first().filter(|_| budgets.len() == 1)?;
     Some(format!("other budgets than k = {k}: one point of the EV–L0 curve, not the curve"))
 }
 
 fn missing_baselines(run: &Run) -> Option<String> {
-    let missing: Vec<_> = BASELINES
-        .iter()
-        .filter(|(_, is)| !run.saes.iter().any(|sae| is(&sae.config)))
-        .map(|(name, _)| *name)
-        // No arch stands for them yet.
-        .chain(["JumpReLU", "Gated"])
-        .collect();
+    let missing: Vec<_> =
+        BASELINES.iter().filter(|(_, is)| !run.saes.iter().any(|sae| is(&sae.config))).map(|(name, _)| *name).collect();
     (!missing.is_empty())
-        .then(|| format!("baselines that a full comparison carries: {} were not trained", missing.join(", ")))
+        .then(|| format!("baselines that a full comparison carries: {} are not among the SAEs", missing.join(", ")))
+}
+
+/// Not the imported ones, whose seed and budget were others' to choose.
+fn trained(run: &Run) -> impl Iterator<Item = &Sae> {
+    run.saes.iter().map(|sae| &sae.config).filter(|sae| sae.import.is_none())
 }
 
 fn has_random_prefixes(sae: &Sae) -> bool {

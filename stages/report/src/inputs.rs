@@ -77,9 +77,11 @@ impl Folders {
 impl Run {
     /// Errors: a file is missing, is not what was published, or has other columns (it is named).
     pub(crate) fn read(pipeline: &Pipeline, folders: &Folders) -> Result<Self> {
-        let saes = pipeline.train.saes.iter().zip(&folders.saes).map(|(config, input)| {
+        let saes = folders.saes.iter().map(|input| {
+            // As published: of an imported SAE the pipeline only knows the name.
+            let config = json::<Cfg>(input, "cfg.json")?.metadata.hiersae.config;
             let curve = read_rows(&input.file("curve.parquet")?)?;
-            Ok(TrainedSae { config: config.clone(), curve })
+            Ok(TrainedSae { config, curve })
         });
         let mut made_from: BTreeMap<_, _> =
             folders.all().into_iter().map(|input| (input.name.clone(), input.manifest.digest.clone())).collect();
@@ -111,6 +113,22 @@ fn optional<R: Row>(input: &Input, path: &str) -> Result<Vec<R>> {
 #[derive(Deserialize)]
 struct Summary {
     trees: Vec<TreeSummary>,
+}
+
+/// `train/NAME/cfg.json`, as far as it is read here.
+#[derive(Deserialize)]
+struct Cfg {
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    hiersae: Ours,
+}
+
+#[derive(Deserialize)]
+struct Ours {
+    config: Sae,
 }
 
 fn json<T: DeserializeOwned>(input: &Input, path: &str) -> Result<T> {

@@ -49,13 +49,21 @@ impl Page<'_> {
         if let (Some(n_train), Some(n_heldout)) = (number("n_train"), number("n_heldout")) {
             let _ = write!(text, "; {n_train} rows to train on, {n_heldout} held out");
         }
-        let _ = write!(text, ". Each SAE was trained on {} tokens.", pipeline.train.n_tokens);
+        let _ = write!(text, ". Each SAE was trained on {} tokens", pipeline.train.n_tokens);
+        let imported = self.run.saes.iter().map(|sae| &sae.config).filter(|sae| sae.import.is_some());
+        let imported: Vec<_> = imported.map(|sae| sae.name.as_str()).collect();
+        if !imported.is_empty() {
+            let _ = write!(text, ", but for those that were trained elsewhere: {}", imported.join(", "));
+        }
+        text.push('.');
         self.line(text);
         let row = |sae: &crate::inputs::TrainedSae| {
             let sae = &sae.config;
             let width =
                 if sae.n_coarse > 0 { format!("{} + {}", sae.n_coarse, sae.n_fine) } else { sae.n_fine.to_string() };
-            vec![sae.name.clone(), format!("{:?}", sae.arch).to_lowercase(), width, sae.k.to_string()]
+            let kind = format!("{:?}", sae.arch).to_lowercase();
+            let kind = if sae.import.is_some() { format!("{kind}, imported") } else { kind };
+            vec![sae.name.clone(), kind, width, sae.k.to_string()]
         };
         let header = ["SAE", "kind", "latents", "wanted L0"].map(str::to_owned).to_vec();
         let table = Table { header, rows: self.run.saes.iter().map(row).collect() };
