@@ -3,6 +3,7 @@
 
 mod end_to_end;
 mod faults;
+mod imported;
 mod own_activations;
 mod planted;
 mod reproducible;
