@@ -18,12 +18,16 @@ use artifact::config::{Arch, Prefixes, Sae, Select};
 use artifact::stage::Input;
 
 use crate::calibrate;
-use crate::kernels::dot;
+use crate::kernels::{Bounds, dot};
 use crate::trained::{Mode, Threshold, TrainedSae, View};
 use crate::weights::Weights;
 
 /// Rows that are encoded at once to measure L0: an SAE may be dense on data that it does not know.
 const N_ROWS_AT_ONCE: usize = 1024;
+
+/// Pre-activations that may be weighed against each other to find thresholds. ReLU and TopK weigh all that are positive,
+/// which on a wide SAE, or on data that it does not know, are most of them.
+const MAX_POSITIVE: usize = 1 << 26;
 
 /// A finished SAE as its files hold it.
 pub struct Foreign {
@@ -99,7 +103,7 @@ impl Foreign {
         if self.k.is_none() {
             sae.config.k = (mean_l0(&sae, rows).round() as usize).clamp(1, sae.d_sae);
         }
-        sae.rules = calibrate::rules(&sae, rows);
+        sae.rules = calibrate::rules(&sae, not_too_many(&sae, rows));
         Ok(sae)
     }
 
@@ -133,6 +137,14 @@ fn by_mean_length(mut weights: Weights) -> Weights {
         weights.w_enc.iter_mut().chain(&mut weights.b_enc).for_each(|w| *w *= mean);
     }
     weights
+}
+
+/// As many of the rows as have about [`MAX_POSITIVE`] positive pre-activations.
+fn not_too_many<'a>(sae: &TrainedSae, rows: &'a [f32]) -> &'a [f32] {
+    let few = &rows[..rows.len().min(N_ROWS_AT_ONCE * sae.d_model)];
+    let n_positive = sae.candidates(few, Bounds::above(0.0)).idx.len().max(1);
+    let n_values = few.len().saturating_mul(MAX_POSITIVE) / n_positive;
+    &rows[..rows.len().min(n_values / sae.d_model * sae.d_model)]
 }
 
 /// Active latents per row, by the native rule.
