@@ -66,13 +66,15 @@ fn another_file_in_the_folder_is_imported_anew_and_nothing_else_is_trained() {
     assert_eq!(changed(&before, &run.manifests()), [""; 0]);
     let other = run.folder.join("train/matryoshka/sae_weights.safetensors");
     std::fs::copy(other, folder.join("sae_weights.safetensors")).unwrap();
-    let message = run.expect_error("train", &["--force"]);
-    assert!(message.contains("their-sae/sae_weights.safetensors") && message.contains("make again-fetch"), "{message}");
     run.expect("fetch", &[]);
     let status = String::from_utf8(run.stage("train", &["--status"]).stdout).unwrap();
     assert!(status.contains("source/sae/theirs has changed"), "{status}");
     run.expect("train", &[]);
     assert_eq!(changed(&before, &run.manifests()), ["fetch", "train", "train/theirs"]);
+    // What fetch has not seen is not read.
+    std::fs::write(folder.join("cfg.json"), "{}").unwrap();
+    let message = run.expect_error("train", &["--force"]);
+    assert!(message.contains("their-sae/cfg.json") && message.contains("make again-fetch"), "{message}");
 }
 
 #[test]
