@@ -146,7 +146,7 @@ impl Fit {
 
         // The same cut for every architecture tells which latents are inactive, and how strong the active ones are.
         let k = config.k as f64;
-        let cut = threshold_for(&candidates, &candidates.vals, k * n_rows, |_| true);
+        let cut = threshold_for(&candidates, &candidates.vals, k * n_rows, |_| true).max(0.0);
         let kappa = config.prior_kappa.unwrap_or_else(|| kappa(sae, few, cut, &candidates));
         let floor = RATE_FLOOR * k / sae.d_sae as f64;
         let shift: Vec<f32> = acts
@@ -187,19 +187,20 @@ fn native_rule(sae: &TrainedSae, candidates: &SparseRows, scores: &[f32]) -> Rul
         (Select::Relu, _) | (_, Budget::All) => Rule::Positive,
         (Select::Topk, _) => Rule::TopK(config.k),
         (Select::Batchtopk, Budget::Shared { k, .. }) => {
-            Rule::Above(vec![threshold_for(candidates, scores, k * n_rows, |_| true); config.d_sae()])
+            let t = threshold_for(candidates, scores, k * n_rows, |_| true).max(0.0);
+            Rule::Above(vec![t; config.d_sae()])
         }
         (Select::Batchtopk, Budget::PerLevel { coarse, fine, n_coarse }) => {
             let is_coarse = |j: u32| (j as usize) < n_coarse;
-            let t_coarse = threshold_for(candidates, scores, coarse * n_rows, is_coarse);
-            let t_fine = threshold_for(candidates, scores, fine * n_rows, |j| !is_coarse(j));
+            let t_coarse = threshold_for(candidates, scores, coarse * n_rows, is_coarse).max(0.0);
+            let t_fine = threshold_for(candidates, scores, fine * n_rows, |j| !is_coarse(j)).max(0.0);
             Rule::Above((0..config.d_sae()).map(|j| if j < n_coarse { t_coarse } else { t_fine }).collect())
         }
     }
 }
 
 /// The threshold above which `n` candidates of the group lie: halfway between the n-th and the next. Where there are
-/// fewer, zero: all that are positive.
+/// fewer, −∞: all that there are.
 fn threshold_for(candidates: &SparseRows, scores: &[f32], n: f64, in_group: impl Fn(u32) -> bool) -> f32 {
     let entries = candidates.idx.iter().zip(scores).filter(|(j, _)| in_group(**j));
     let mut group: Vec<f32> = entries.map(|(_, &score)| score).collect();
@@ -208,13 +209,13 @@ fn threshold_for(candidates: &SparseRows, scores: &[f32], n: f64, in_group: impl
         return f32::MAX;
     }
     if group.len() <= n {
-        return 0.0;
+        return f32::NEG_INFINITY;
     }
     let (better, &mut next, _) = group.select_nth_unstable_by(n, |a, b| b.total_cmp(a));
     let last = better.iter().copied().fold(f32::INFINITY, f32::min);
     let between = last + (next - last) / 2.0;
     // Neighbouring floats have nothing between them; the rule is «strictly above».
-    if between < last { between.max(0.0) } else { last.next_down().max(0.0) }
+    if between < last { between } else { last.next_down() }
 }
 
 /// κ = noise variance / mean magnitude: the variance, within latents, of pre-activations below the cut, over the mean of

@@ -17,7 +17,7 @@ use data::{Harvested, TrainingData};
 use together::{Failures, train_together};
 
 /// Raised when training computes something else from the same inputs and configuration.
-const RECIPE: u32 = 5;
+const RECIPE: u32 = 6;
 
 /// SAEs on one pass over data that do not fit in memory.
 const TOGETHER: usize = 8;

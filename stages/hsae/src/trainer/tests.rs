@@ -121,6 +121,20 @@ fn thresholds_reach_the_wanted_l0_on_the_rows_they_were_set_on() {
 }
 
 #[test]
+fn a_strong_prior_still_reaches_the_wanted_l0() {
+    // With a κ like this all scores are far below zero once the prior is added, and thresholds differ widely.
+    let rows = planted(8192, 500);
+    for arch in [Arch::Topk, Arch::Batchtopk, Arch::Matryoshka, Arch::Hiersae] {
+        let (_, sae) = trained(&Sae { k: 1, prior_kappa: Some(0.6), ..config(arch) });
+        for view in [View::Flat, View::Gated] {
+            let acts = sae.encode(&rows, Mode { view, threshold: Threshold::Prior });
+            let missing = 8192 - acts.nnz() as i64;
+            assert!((0..=1).contains(&missing), "{arch:?} {view:?}: {missing} of 8192 missing");
+        }
+    }
+}
+
+#[test]
 fn latents_that_are_not_in_use_yet_are_not_dead() {
     let mut trainer = Trainer::new(&config(Arch::Hiersae), &train(), 7, &[0.0; D_MODEL]);
     run(&mut trainer, 15);
