@@ -36,6 +36,7 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised;
 
+mod aux_k;
 mod collect;
 mod compare;
 mod dense;
@@ -45,8 +46,9 @@ mod reconstruct;
 pub(crate) mod screen;
 mod sliced;
 
+pub(crate) use aux_k::Aux;
 pub(crate) use collect::{Bounds, EncoderInput, TokenBounds, Top, collect};
-pub(crate) use dense::{Aux, Dense, dense};
+pub(crate) use dense::{Dense, dense};
 pub(crate) use dot::dot;
 pub(crate) use latents::{Backward, Totals, backward, finish_rows};
 pub(crate) use reconstruct::{Prefixes, decode_rows, reconstruct};
