@@ -13,6 +13,7 @@ mod gradients;
 pub mod import;
 mod kernels;
 mod objective;
+mod rows;
 mod schedule;
 mod select;
 mod sparse;

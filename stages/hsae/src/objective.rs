@@ -8,6 +8,7 @@
 use crate::activation::{Activation, Penalty};
 use crate::gradients::{Extra, Gradients, weighted_sum_of_rows};
 use crate::kernels::{Aux, Backward, Dense, Prefixes, Sliced, Totals, backward, dense, finish_rows, reconstruct};
+use crate::rows::total_variance;
 use crate::sparse::{Columns, SparseRows};
 use crate::weights::Weights;
 
@@ -171,7 +172,7 @@ impl<A: Activation> Objective<'_, A> {
         let d_model = self.weights.d_model;
         let mut weight = aux.weight;
         if aux.is_normalised {
-            weight /= variance(residuals, d_model);
+            weight /= total_variance(residuals, d_model) / (residuals.len() / d_model) as f64;
         }
         let (error, extra) = Aux {
             x: self.x,
@@ -203,19 +204,6 @@ impl<A: Activation> Objective<'_, A> {
         let sum_of_squares = totals.sum_of_squares + of_b_dec;
         Found { losses, sum_of_squares, along: totals.along, watched }
     }
-}
-
-/// Mean over rows of ‖row − mean‖².
-fn variance(rows: &[f32], d_model: usize) -> f64 {
-    let (mut sum, mut sum_of_squares, mut n) = (vec![0f64; d_model], 0f64, 0f64);
-    for row in rows.chunks_exact(d_model) {
-        for (sum, &value) in sum.iter_mut().zip(row) {
-            *sum += f64::from(value);
-            sum_of_squares += f64::from(value).powi(2);
-        }
-        n += 1.0;
-    }
-    sum_of_squares / n - sum.iter().map(|sum| (sum / n).powi(2)).sum::<f64>()
 }
 
 #[cfg(test)]

@@ -13,10 +13,10 @@ use crate::archs::Dictionary;
 use crate::export;
 use crate::kernels::screen::{PackedEncoder, Path};
 use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows};
+use crate::rows::centered;
 use crate::select::{Budget, Gate, Scope, gated_scores, select_batch};
 use crate::sparse::SparseRows;
 use crate::tensor_file::Tensors;
-use crate::weights::centered;
 
 /// Whether the tree's gate takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,6 +1,5 @@
 //! One SAE in training: its state, and what a step does to it. The state is all that a checkpoint has to hold.
 
-mod batch;
 mod outcome;
 mod pass;
 mod resample;
@@ -19,10 +18,10 @@ use crate::gradients::Gradients;
 use crate::kernels::Prefixes;
 use crate::kernels::screen::{PackedEncoder, Path};
 use crate::objective::Room;
+use crate::rows::{subtract, total_variance};
 use crate::schedule::{self, Phase};
 use crate::tree::TreeLearner;
 use crate::weights::Weights;
-use batch::{subtract, total_variance};
 use outcome::Outcome;
 
 /// How fast the penalty's coefficient follows the L0 that it is steered to, per step.

@@ -103,11 +103,6 @@ impl Weights {
     }
 }
 
-/// x − b_dec for every token. Shapes: x [B, d_model], b_dec [d_model] → [B, d_model].
-pub(crate) fn centered(x: &[f32], b_dec: &[f32]) -> Vec<f32> {
-    x.chunks_exact(b_dec.len()).flat_map(|row| row.iter().zip(b_dec).map(|(x, b)| x - b)).collect()
-}
-
 /// Scales a row to length 1; a row of zeros stays.
 pub(crate) fn normalise_row(row: &mut [f32]) {
     let norm = crate::kernels::dot(row, row).sqrt();

@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::dense::{BLOCK_ROWS, Mat, multiply};
+use super::dense::BLOCK_ROWS;
 use super::dot;
+use super::product::{Mat, multiply};
 use crate::gradients::Extra;
 
 /// Dead latents reconstruct what the live ones leave.

@@ -101,7 +101,7 @@ pub(crate) fn collect(input: EncoderInput, bounds: Bounds) -> SparseRows {
                 .into_par_iter()
                 .map(|group| task.run(group * TASK_LATENTS..((group + 1) * TASK_LATENTS).min(d_sae)))
                 .collect();
-            task.settle(&ByRow::sorted(&groups, rows.len()))
+            settle_rows(&task, &ByRow::sorted(&groups, rows.len()))
         })
         .collect();
     SparseRows::concatenated(d_sae, blocks.iter())
@@ -221,11 +221,6 @@ impl Task<'_> {
         }
     }
 
-    /// Computes what was noted in f32 and keeps what lies beyond its bound.
-    fn settle(&self, noted: &ByRow) -> SparseRows {
-        settle_rows(self, noted)
-    }
-
     /// How far the screened score of one latent may lie from the f32 one.
     #[inline(always)]
     fn margin_of(&self, screen: &Screen, row: usize, latent: u32, bound: f32) -> f32 {
@@ -233,14 +228,14 @@ impl Task<'_> {
         Margin { length, error, offset: self.offset(latent as usize).abs() }.of(screen, row, bound)
     }
 
-    /// What can still belong to the k largest of a row, where only these matter: their upper ends reach the k-th largest
-    /// of the lower ends.
+    /// Marks in `ends.keep` what can still belong to the k largest of a row, where only these matter: their upper ends
+    /// reach the k-th largest of the lower ends.
     #[inline(always)]
-    fn only_top<'n>(&self, noted: &'n [(u32, f32)], row: usize, ends: &mut Ends) -> &'n [(u32, f32)] {
+    fn mark_top(&self, noted: &[(u32, f32)], row: usize, ends: &mut Ends) {
         ends.keep.clear();
         let Some(Top { k, slack }) = self.bounds.top.filter(|top| top.k > 0 && top.k < noted.len()) else {
             ends.keep.resize(noted.len(), true);
-            return noted;
+            return;
         };
         let screen = self.screen();
         let margin = |latent: u32, score: f32| self.margin_of(&screen, row, latent, score.abs() + slack);
@@ -250,7 +245,6 @@ impl Task<'_> {
         ends.lower.extend(noted.iter().zip(&ends.margins).map(|(&(_, score), margin)| score - margin));
         let kth = *ends.lower.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1 - slack;
         ends.keep.extend(noted.iter().zip(&ends.margins).map(|(&(_, score), margin)| score + margin >= kth));
-        noted
     }
 }
 
@@ -279,6 +273,7 @@ vectorised! {
 }
 
 vectorised! {
+    /// Computes what was noted in f32 and keeps what lies beyond its bound.
     fn settle_rows(task: &Task, noted: &ByRow) -> SparseRows {
         let input = &task.input;
         let n_latents = input.b_enc.len();
@@ -286,7 +281,8 @@ vectorised! {
         let mut ends = Ends::default();
         let mut next = vec![0u32; n_latents + 1];
         for row in 0..task.n_rows {
-            let noted = task.only_top(&noted.noted[noted.offsets[row]..noted.offsets[row + 1]], row, &mut ends);
+            let noted = &noted.noted[noted.offsets[row]..noted.offsets[row + 1]];
+            task.mark_top(noted, row, &mut ends);
             for (&(latent, _), _) in noted.iter().zip(&ends.keep).filter(|&(_, &keep)| keep) {
                 entries.push((row as u32, latent));
                 next[latent as usize + 1] += 1;

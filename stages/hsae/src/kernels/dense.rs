@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::latents::pull_on_length;
+use super::latents::pull_along;
+use super::product::{Mat, multiply};
 use super::reconstruct::{Prefixes, Reconstruction, suffix_sums};
 use super::{axpy, dot};
 use crate::activation::{Activation, Flow, Own, Penalty};
@@ -12,60 +13,6 @@ use crate::gradients::Gradients;
 pub(super) const BLOCK_ROWS: usize = 256;
 /// Tokens per parallel piece of elementwise work, and per partial sum.
 const ELEMENTWISE_ROWS: usize = 64;
-
-/// A matrix by its rows and columns' distances.
-#[derive(Clone, Copy)]
-pub(super) struct Mat<'a> {
-    values: &'a [f32],
-    row_stride: usize,
-    col_stride: usize,
-}
-
-impl<'a> Mat<'a> {
-    pub(super) fn rows(values: &'a [f32], width: usize) -> Self {
-        Self { values, row_stride: width, col_stride: 1 }
-    }
-
-    pub(super) fn transposed(self) -> Self {
-        Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
-    }
-}
-
-/// out [m, n] = beta·out + a [m, k] · b [k, n]; `out` has rows of `stride`.
-#[expect(clippy::too_many_arguments, reason = "the sizes and operands of a matrix product")]
-pub(super) fn multiply(m: usize, k: usize, n: usize, a: Mat, b: Mat, beta: f32, out: &mut [f32], stride: usize) {
-    if m == 0 || n == 0 {
-        return;
-    }
-    let last = |mat: Mat, rows: usize, cols: usize| (rows - 1) * mat.row_stride + (cols - 1) * mat.col_stride;
-    assert!(k > 0 && a.values.len() > last(a, m, k) && b.values.len() > last(b, k, n), "operands hold their shapes");
-    assert!(out.len() > (m - 1) * stride + n - 1 && stride >= n, "out is [m, stride]");
-    // SAFETY: the three pointers are valid for the shapes and strides given, as asserted above, and `out` is borrowed
-    // mutably, so nothing aliases it.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            stride as isize,
-            beta != 0.0,
-            a.values.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.values.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            beta,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::Rayon(0),
-        );
-    }
-}
 
 /// Parameters and a batch, for the dense pass.
 pub(crate) struct Dense<'a> {
@@ -138,7 +85,7 @@ pub(crate) fn dense<A: Activation>(activation: &A, input: &Dense, grads: &mut Gr
                     _ => after[..d_model].copy_from_slice(&before[(p - 1) * d_model..]),
                 }
             }
-            let part = Mat { values: &acts[start..], row_stride: d_sae, col_stride: 1 };
+            let part = Mat::rows(&acts[start..], d_sae);
             let w_dec = Mat::rows(&input.w_dec[start * d_model..], d_model);
             multiply(n, end - start, d_model, part, w_dec, 1.0, &mut flow[p * d_model..], stride);
             start = end;
@@ -158,16 +105,16 @@ pub(crate) fn dense<A: Activation>(activation: &A, input: &Dense, grads: &mut Gr
         let beta = if block == 0 { 0.0 } else { 1.0 };
         let mut start = 0;
         for (p, &end) in ends.iter().enumerate() {
-            let of_prefix = Mat { values: &flow[p * d_model..], row_stride: stride, col_stride: 1 };
+            let of_prefix = Mat::rows(&flow[p * d_model..], stride);
             let w_dec = Mat::rows(&input.w_dec[start * d_model..], d_model).transposed();
             multiply(n, d_model, end - start, of_prefix, w_dec, 0.0, &mut grad_acts[start..], d_sae);
-            let acts = Mat { values: &acts[start..], row_stride: d_sae, col_stride: 1 }.transposed();
+            let acts = Mat::rows(&acts[start..], d_sae).transposed();
             let out = &mut grads.w_dec[start * d_model..end * d_model];
             multiply(end - start, n, d_model, acts, of_prefix, beta, out, d_model);
             start = end;
         }
         if A::HAS_GATE {
-            let of_gate = Mat { values: &flow[ends.len() * d_model..], row_stride: stride, col_stride: 1 };
+            let of_gate = Mat::rows(&flow[ends.len() * d_model..], stride);
             let w_dec = Mat::rows(input.w_dec, d_model).transposed();
             multiply(n, d_model, d_sae, of_gate, w_dec, 0.0, &mut grad_gate, d_sae);
         }
@@ -178,7 +125,10 @@ pub(crate) fn dense<A: Activation>(activation: &A, input: &Dense, grads: &mut Gr
     }
     for j in 0..d_sae {
         let row = j * d_model..(j + 1) * d_model;
-        pull_on_length(&mut grads.w_dec[row.clone()], &input.w_dec[row], found.pulls[j]);
+        let pull = pull_along(&input.w_dec[row.clone()], found.pulls[j]);
+        if pull != 0.0 {
+            axpy(&mut grads.w_dec[row.clone()], pull, &input.w_dec[row]);
+        }
         grads.b_enc[j] = activation.bias(j, grads.b_enc[j], &grads.own[j]);
     }
     found

@@ -106,6 +106,7 @@ pub(crate) fn finish_rows(
             along: dot(grad_dec, w_dec),
             decoder: dot(grad_dec, grad_dec),
             encoder: dot(grad_enc, grad_enc),
+            pull: 0.0,
         })
         .collect();
     totals(&stats, grads, is_constrained)
@@ -120,6 +121,8 @@ struct RowStats {
     decoder: f32,
     /// ‖∂W_enc‖².
     encoder: f32,
+    /// What is added to ∂W_dec per unit of W_dec, because the penalty pulls on the row's length.
+    pull: f32,
 }
 
 fn totals(stats: &[RowStats], grads: &Gradients, is_constrained: bool) -> Totals {
@@ -182,8 +185,11 @@ vectorised! {
             let j = first + i;
             let w = padded(&input.w_dec[j * d_model..][columns.clone()]);
             let flow = input.flow.slice(input.prefixes.of(j), slice);
+            if A::PULLS_ON_LENGTH && slice == 0 {
+                let pulls = input.columns.range(j).map(|at| activation.length_pull(j, input.entry(at).1));
+                stats.pull = pull_along(&input.w_dec[j * d_model..(j + 1) * d_model], pulls.sum());
+            }
             let mut sum = [0f32; WIDTH];
-            let mut pull = 0.0;
             for at in input.columns.range(j) {
                 let (t, pre) = input.entry(at);
                 let flow = row_of(flow, t);
@@ -193,13 +199,9 @@ vectorised! {
                 if A::HAS_GATE {
                     reaching[1] += dot(row_of(gate, t), &w);
                 }
-                if A::PULLS_ON_LENGTH {
-                    pull += activation.length_pull(j, pre);
-                }
             }
-            if A::PULLS_ON_LENGTH && pull != 0.0 {
-                let row = &input.w_dec[j * d_model..(j + 1) * d_model];
-                axpy(&mut sum, pull / dot(row, row).sqrt().max(f32::MIN_POSITIVE), &w);
+            if A::PULLS_ON_LENGTH && stats.pull != 0.0 {
+                axpy(&mut sum, stats.pull, &w);
             }
             input.add_extras(j, &mut sum, |extra| &extra.w_dec[..], slice);
             stats.along += dot(&sum, &w);
@@ -290,10 +292,8 @@ impl Backward<'_> {
     }
 }
 
-/// Adds what reaches a row through its length.
+/// What reaches a row through its length, per unit of the row.
 #[inline(always)]
-pub(super) fn pull_on_length(grad: &mut [f32], w_dec: &[f32], pull: f32) {
-    if pull != 0.0 {
-        axpy(grad, pull / dot(w_dec, w_dec).sqrt().max(f32::MIN_POSITIVE), w_dec);
-    }
+pub(super) fn pull_along(w_dec: &[f32], pull: f32) -> f32 {
+    if pull == 0.0 { 0.0 } else { pull / dot(w_dec, w_dec).sqrt().max(f32::MIN_POSITIVE) }
 }

@@ -42,6 +42,7 @@ mod compare;
 mod dense;
 mod dot;
 mod latents;
+mod product;
 mod reconstruct;
 pub(crate) mod screen;
 mod sliced;

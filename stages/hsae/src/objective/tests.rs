@@ -23,7 +23,7 @@ fn weights() -> Weights {
 }
 
 fn centered(x: &[f32], weights: &Weights) -> Vec<f32> {
-    crate::weights::centered(x, &weights.b_dec)
+    crate::rows::centered(x, &weights.b_dec)
 }
 
 /// Entries with a pre-activation above `above`: far enough from 0 that small changes leave them there.

@@ -10,8 +10,8 @@ use crate::gradients::Extra;
 use crate::kernels::{EncoderInput, Prefixes, finish_rows};
 use crate::objective::{AuxK, Found, Losses, Objective};
 use crate::schedule::Phase;
-use crate::select::{Budget, Gate, Selection, select_batch};
-use crate::sparse::{Columns, SparseRows};
+use crate::select::{Budget, Gate, Selection, select_above, select_batch};
+use crate::sparse::Columns;
 use crate::tree::TreeLearner;
 use crate::tree_terms::{EdgeStats, TreeLosses, TreeTerms};
 
@@ -159,8 +159,8 @@ impl Trainer {
     fn select(&self, x: &[f32], phase: &Phase, gate: Option<Gate>) -> Selection {
         let mut selection = self.select_all(x, phase, gate);
         if phase.budget == Budget::All && !phase.fine_is_on {
-            let is_in_use = |rows: &SparseRows| rows.idx.iter().map(|&j| (j as usize) < self.config.n_coarse).collect();
-            let keep: Vec<bool> = is_in_use(&selection.pre_acts);
+            let pre_acts = &selection.pre_acts;
+            let keep: Vec<bool> = pre_acts.idx.iter().map(|&j| (j as usize) < self.config.n_coarse).collect();
             selection.pre_acts = selection.pre_acts.filtered_by(&keep);
             selection.ungated = None;
         }
@@ -176,7 +176,7 @@ impl Trainer {
         let half = self.config.jumprelu.bandwidth as f32 / 2.0;
         let threshold = &self.state.weights.own[0];
         let lower: Vec<f32> = threshold.iter().map(|threshold| threshold - half).collect();
-        crate::select::select_above(input, &lower, threshold, gate)
+        select_above(input, &lower, threshold, gate)
     }
 
     fn gate<'a>(&self, phase: &Phase, parents: Option<&'a [Option<u32>]>) -> Option<Gate<'a>> {

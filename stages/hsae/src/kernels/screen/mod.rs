@@ -7,11 +7,11 @@
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
-mod portable;
 
 use rayon::prelude::*;
 
 use super::dot;
+use super::product::{Mat, multiply_here};
 
 /// Latents per panel: the packed matrix holds them side by side.
 pub(crate) const PANEL: usize = 16;
@@ -262,9 +262,9 @@ impl Screen<'_> {
         match self.encoder.path {
             Path::F32 => {
                 let d_model = self.encoder.d_model;
-                let x = &self.x[rows.start * d_model..rows.end * d_model];
-                let w = &self.w_enc[latents.start * d_model..latents.end * d_model];
-                portable::product(x, w, d_model, out, stride);
+                let x = Mat::rows(&self.x[rows.start * d_model..], d_model);
+                let w = Mat::rows(&self.w_enc[latents.start * d_model..], d_model).transposed();
+                multiply_here(rows.len(), d_model, latents.len(), x, w, out, stride);
             }
             #[cfg(target_arch = "x86_64")]
             path => {

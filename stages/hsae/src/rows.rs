@@ -1,4 +1,4 @@
-//! Elementwise work on a batch.
+//! Elementwise work on rows of activations.
 
 use rayon::prelude::*;
 
@@ -8,13 +8,20 @@ use crate::kernels::{axpy, dot, vectorised};
 const ROWS_AT_ONCE: usize = 64;
 
 /// x − b_dec for every token, in place. Shapes: x [B, d_model], b_dec [d_model].
-pub(super) fn subtract(x: &mut [f32], b_dec: &[f32]) {
+pub(crate) fn subtract(x: &mut [f32], b_dec: &[f32]) {
     let rows = x.par_chunks_mut(ROWS_AT_ONCE * b_dec.len());
     rows.for_each(|rows| subtract_from_rows(rows, b_dec));
 }
 
+/// x − b_dec for every token. Shapes: x [B, d_model], b_dec [d_model] → [B, d_model].
+pub(crate) fn centered(x: &[f32], b_dec: &[f32]) -> Vec<f32> {
+    let mut x = x.to_vec();
+    subtract(&mut x, b_dec);
+    x
+}
+
 /// Σ ‖x − mean(x)‖² over the batch, in blocks folded in order.
-pub(super) fn total_variance(x: &[f32], d_model: usize) -> f64 {
+pub(crate) fn total_variance(x: &[f32], d_model: usize) -> f64 {
     let parts: Vec<(Vec<f32>, f64)> =
         x.par_chunks(ROWS_AT_ONCE * d_model).map(|rows| first_moments(rows, d_model)).collect();
     let n_rows = (x.len() / d_model) as f64;
