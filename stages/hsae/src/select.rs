@@ -10,7 +10,7 @@ use rayon::prelude::*;
 pub(crate) use budget::{Budget, Scope};
 use budget::{Chosen, choose};
 
-use crate::kernels::{Bounds, EncoderInput, TokenBounds, Top, collect, dot};
+use crate::kernels::{Bounds, EncoderInput, TokenBounds, Top, collect, collect_blocks, dot};
 use crate::sparse::SparseRows;
 
 /// A soft gate: latent j's score is lowered by `strength` where `parent[j]` is silent.
@@ -64,7 +64,7 @@ pub(crate) fn select_batch(
     match (budget, scope) {
         (Budget::All, _) => {
             let candidates = collect(input, Bounds::above(0.0));
-            select_from(candidates, budget, Scope::Batch, gate).selection
+            select_from(&candidates, budget, Scope::Batch, gate).selection(0.0)
         }
         (_, Scope::Batch) => of_batch(input, budget, gate, guess),
         (_, Scope::Token) => of_tokens(input, budget, gate, guess),
@@ -101,11 +101,11 @@ pub(crate) fn select_above(input: EncoderInput, lower: &[f32], threshold: &[f32]
 fn of_batch(input: EncoderInput, budget: &Budget, gate: Option<Gate>, guess: f32) -> Selection {
     let mut bound = if guess > 0.0 { guess } else { DRIFT * sampled(input, budget, Scope::Batch, gate) };
     for look in 1.. {
-        let from = select_from(collect(input, Bounds::above(bound)), budget, Scope::Batch, gate);
+        let from = select_from(&collect(input, Bounds::above(bound)), budget, Scope::Batch, gate);
         let lowest = from.lowest();
         if bound <= 0.0 || lowest > bound {
             let guess = if lowest.is_finite() { DRIFT * lowest } else { 0.0 };
-            return Selection { guess, ..from.selection };
+            return from.selection(guess);
         }
         bound = if look < LOOKS { LOWER * bound } else { 0.0 };
     }
@@ -119,25 +119,29 @@ fn of_tokens(input: EncoderInput, budget: &Budget, gate: Option<Gate>, guess: f3
     let guess = if guess > 0.0 { guess } else { DRIFT * sampled(input, budget, Scope::Token, gate) };
     let mut bounds: Vec<f32> = lengths.iter().map(|length| guess * length).collect();
     let top = only_top(budget, gate);
-    let mut candidates = collect(input, Bounds { tokens: TokenBounds::Each(&bounds), shift: None, top });
-    for look in 1.. {
-        let from = select_from(candidates, budget, Scope::Token, gate);
-        let again: Vec<u32> = (0..n_rows as u32)
-            .filter(|&t| bounds[t as usize] > 0.0 && from.lowest[t as usize] <= bounds[t as usize])
-            .collect();
-        if again.is_empty() {
-            let guess = DRIFT * low_ratio(&from.lowest, &lengths);
-            return Selection { guess, ..from.selection };
-        }
-        let lower = if look < LOOKS { LOWER } else { 0.0 };
+    let look = |input: EncoderInput, bounds: &[f32]| {
+        let bounds = Bounds { tokens: TokenBounds::Each(bounds), shift: None, top };
+        From::joined(collect_blocks(input, bounds, |_, found| select_from(&found, budget, Scope::Token, gate)))
+    };
+    let mut from = look(input, &bounds);
+    let mut looks = 1;
+    let too_high = |from: &From, bounds: &[f32]| -> Vec<u32> {
+        let is_too_high = |&t: &u32| bounds[t as usize] > 0.0 && from.lowest[t as usize] <= bounds[t as usize];
+        (0..n_rows as u32).filter(is_too_high).collect()
+    };
+    let mut again = too_high(&from, &bounds);
+    while !again.is_empty() {
+        let lower = if looks < LOOKS { LOWER } else { 0.0 };
         again.iter().for_each(|&t| bounds[t as usize] *= lower);
         let x = input.gather(&again);
-        let bounds: Vec<f32> = again.iter().map(|&t| bounds[t as usize]).collect();
         let few = EncoderInput { x_centered: &x, ..input };
-        let found = collect(few, Bounds { tokens: TokenBounds::Each(&bounds), shift: None, top });
-        candidates = from.candidates.with_rows_replaced(&again, &found);
+        let bounds_of_few: Vec<f32> = again.iter().map(|&t| bounds[t as usize]).collect();
+        from.replace(&again, &look(few, &bounds_of_few));
+        again = too_high(&from, &bounds);
+        looks += 1;
     }
-    unreachable!("bounds of zero end the search")
+    let guess = DRIFT * low_ratio(&from.lowest, &lengths);
+    from.selection(guess)
 }
 
 /// With one budget for all latents, nothing matters that lies far below a token's k-th largest: a gated score is at most
@@ -155,7 +159,7 @@ fn only_top(budget: &Budget, gate: Option<Gate>) -> Option<Top> {
 fn sampled(input: EncoderInput, budget: &Budget, scope: Scope, gate: Option<Gate>) -> f32 {
     let n = N_SAMPLED.min(input.n_rows());
     let few = EncoderInput { x_centered: &input.x_centered[..n * input.d_model], ..input };
-    let from = select_from(collect(few, Bounds::above(0.0)), budget, scope, gate);
+    let from = select_from(&collect(few, Bounds::above(0.0)), budget, scope, gate);
     let lowest = match scope {
         Scope::Batch => from.lowest(),
         Scope::Token => {
@@ -175,34 +179,70 @@ fn low_ratio(lowest: &[f32], lengths: &[f32]) -> f32 {
     if ratio.is_finite() { ratio.max(0.0) } else { 0.0 }
 }
 
-/// A selection, what it was made from, and the lowest score that it keeps: per token, or one for the batch.
+/// A selection, and the lowest scores that it keeps: one per token, or one for the batch.
 struct From {
-    candidates: SparseRows,
+    /// Its threshold and guess are still to be found.
     selection: Selection,
     lowest: Vec<f32>,
+    /// The same without the gate.
+    lowest_ungated: Vec<f32>,
 }
 
 impl From {
     /// Over the batch.
     fn lowest(&self) -> f32 {
-        self.lowest.iter().copied().fold(f32::INFINITY, f32::min)
+        least(&self.lowest)
+    }
+
+    fn selection(self, guess: f32) -> Selection {
+        Selection { threshold: least(&self.lowest_ungated), guess, ..self.selection }
+    }
+
+    /// The selections of neighbouring blocks of tokens in one.
+    fn joined(parts: Vec<Self>) -> Self {
+        let n_cols = parts.first().map_or(0, |part| part.selection.pre_acts.n_cols);
+        let has_gate = parts.iter().any(|part| part.selection.ungated.is_some());
+        let ungated = || parts.iter().filter_map(|part| part.selection.ungated.as_ref());
+        let selection = Selection {
+            pre_acts: SparseRows::concatenated(n_cols, parts.iter().map(|part| &part.selection.pre_acts)),
+            ungated: has_gate.then(|| SparseRows::concatenated(n_cols, ungated())),
+            threshold: f32::NEG_INFINITY,
+            guess: 0.0,
+        };
+        let lowest = |of: fn(&Self) -> &Vec<f32>| parts.iter().flat_map(of).copied().collect();
+        Self { selection, lowest: lowest(|part| &part.lowest), lowest_ungated: lowest(|part| &part.lowest_ungated) }
+    }
+
+    /// Takes some tokens, ascending, from `new`, where they stand one after another.
+    fn replace(&mut self, tokens: &[u32], new: &Self) {
+        let selection = &mut self.selection;
+        selection.pre_acts = selection.pre_acts.with_rows_replaced(tokens, &new.selection.pre_acts);
+        if let (Some(ungated), Some(new)) = (&mut selection.ungated, &new.selection.ungated) {
+            *ungated = ungated.with_rows_replaced(tokens, new);
+        }
+        for (i, &t) in tokens.iter().enumerate() {
+            self.lowest[t as usize] = new.lowest[i];
+            self.lowest_ungated[t as usize] = new.lowest_ungated[i];
+        }
     }
 }
 
 /// The selection among candidates: the right one where `lowest` lies above the bound that they were collected with.
-fn select_from(candidates: SparseRows, budget: &Budget, scope: Scope, gate: Option<Gate>) -> From {
-    let Chosen { kept, mut lowest } = choose(&candidates, budget, scope, &candidates.vals);
-    let threshold = lowest.iter().copied().fold(f32::INFINITY, f32::min);
-    let selection = match gate {
-        Some(gate) => {
-            let scores = gated_scores(&candidates, &kept, gate);
-            let gated = choose(&candidates, budget, scope, &scores);
-            lowest.iter_mut().zip(gated.lowest).for_each(|(low, gated)| *low = low.min(gated));
-            Selection { pre_acts: gated.kept, ungated: Some(kept), threshold, guess: 0.0 }
-        }
-        None => Selection { pre_acts: kept, ungated: None, threshold, guess: 0.0 },
-    };
-    From { candidates, selection, lowest }
+fn select_from(candidates: &SparseRows, budget: &Budget, scope: Scope, gate: Option<Gate>) -> From {
+    let Chosen { kept, lowest: lowest_ungated } = choose(candidates, budget, scope, &candidates.vals);
+    let mut lowest = lowest_ungated.clone();
+    let mut selection = Selection { pre_acts: kept, ungated: None, threshold: f32::NEG_INFINITY, guess: 0.0 };
+    if let Some(gate) = gate {
+        let scores = gated_scores(candidates, &selection.pre_acts, gate);
+        let gated = choose(candidates, budget, scope, &scores);
+        lowest.iter_mut().zip(gated.lowest).for_each(|(low, gated)| *low = low.min(gated));
+        selection.ungated = Some(std::mem::replace(&mut selection.pre_acts, gated.kept));
+    }
+    From { selection, lowest, lowest_ungated }
+}
+
+fn least(values: &[f32]) -> f32 {
+    values.iter().copied().fold(f32::INFINITY, f32::min)
 }
 
 /// Scores of the candidates: the pre-activation, less the gate's strength where the parent is not among `active`.

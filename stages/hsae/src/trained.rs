@@ -250,7 +250,11 @@ impl TrainedSae {
 
     /// Shapes: x_centered [n, d_model], what `input` gives.
     pub(crate) fn encoder<'a>(&'a self, x_centered: &'a [f32]) -> EncoderInput<'a> {
-        let packed = self.packed.0.get_or_init(|| PackedEncoder::pack(Path::detect(), &self.w_enc, self.d_model));
+        let packed = self.packed.0.get_or_init(|| {
+            let mut packed = PackedEncoder::pack(Path::detect(), &self.w_enc, self.d_model);
+            packed.balance(x_centered, &self.w_enc);
+            packed
+        });
         EncoderInput { x_centered, w_enc: &self.w_enc, b_enc: &self.b_enc, d_model: self.d_model, packed }
     }
 

@@ -141,6 +141,7 @@ impl Trainer {
         let total_variance = total_variance(&x, self.state.weights.d_model);
         let uncentered = (!self.config.apply_b_dec_to_input).then(|| x.clone());
         subtract(&mut x, &self.state.weights.b_dec);
+        self.packed.balance(uncentered.as_deref().unwrap_or(&x), &self.state.weights.w_enc);
         let outcome = self.pass_of_arch(uncentered.as_deref().unwrap_or(&x), &x, &phase);
         let start = Instant::now();
         let lr_rows = self.lr_rows(&phase);

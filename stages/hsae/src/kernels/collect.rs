@@ -1,21 +1,22 @@
 //! From tokens to the few pre-activations that can matter, without ever holding the dense matrix: the screen looks at a
-//! tile, what passes is noted, and the tile is forgotten. What was noted is then computed in f32.
+//! tile, what passes is noted, and the tile is forgotten. What was noted is then computed in f32 (`settle`).
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::compare::{self, CHUNK};
+use super::dot;
 use super::screen::{PackedEncoder, PackedRows, Path, Screen, TILE};
-use super::{dot, prefetch};
+use super::settle::settle;
 use crate::sparse::SparseRows;
 
-/// Tokens and latents of a parallel piece of work. Its tokens stay in the second-level cache while latents go by.
-const TASK_ROWS: usize = 512;
+/// Tokens of a parallel piece of work: they stay in the second-level cache while latents go by.
+const TASK_ROWS: usize = 256;
+/// Its latents, where there are too few tokens to go round.
 const TASK_LATENTS: usize = 4096;
-
-/// Rows of W_enc are fetched so many entries before they are needed.
-const AHEAD: usize = 2;
+/// Room for what passes the screen of a token, before it has to grow.
+const N_NOTED: usize = 128;
 
 /// The encoder and a batch. Shapes: x_centered [B, d_model] (b_dec already subtracted), w_enc [d_sae, d_model],
 /// b_enc [d_sae].
@@ -57,7 +58,7 @@ impl Bounds<'_> {
         Self { tokens: TokenBounds::All(bound), shift: None, top: None }
     }
 
-    fn of(&self, token: usize) -> f32 {
+    pub(super) fn of(&self, token: usize) -> f32 {
         match self.tokens {
             TokenBounds::All(bound) => bound,
             TokenBounds::Each(bounds) => bounds[token],
@@ -89,84 +90,65 @@ impl EncoderInput<'_> {
 /// All pre-activations beyond their bounds, token by token and ascending in latent: exactly those that an f32 product
 /// would give.
 pub(crate) fn collect(input: EncoderInput, bounds: Bounds) -> SparseRows {
+    let blocks = collect_blocks(input, bounds, |_, found| found);
+    SparseRows::concatenated(input.b_enc.len(), blocks.iter())
+}
+
+/// The same in blocks of neighbouring tokens, each handed to `of_block` on the thread that found it.
+pub(crate) fn collect_blocks<T: Send>(
+    input: EncoderInput,
+    bounds: Bounds,
+    of_block: impl Fn(Range<usize>, SparseRows) -> T + Sync,
+) -> Vec<T> {
     let (n_rows, d_sae) = (input.n_rows(), input.b_enc.len());
-    let blocks: Vec<SparseRows> = (0..n_rows.div_ceil(TASK_ROWS))
+    let n_blocks = n_rows.div_ceil(TASK_ROWS);
+    // A few tokens are shared among threads by latents.
+    let n_latents = if n_blocks >= 2 * rayon::current_num_threads() { d_sae } else { TASK_LATENTS };
+    (0..n_blocks)
         .into_par_iter()
         .map(|block| {
             let rows = block * TASK_ROWS..((block + 1) * TASK_ROWS).min(n_rows);
             let x = &input.x_centered[rows.start * input.d_model..rows.end * input.d_model];
-            let packed = PackedRows::new(input.packed.path(), x, input.d_model);
+            let packed = PackedRows::new(input.packed, x);
             let task = Task { input, bounds, x, packed: &packed, first_row: rows.start, n_rows: rows.len() };
-            let groups: Vec<Vec<Noted>> = (0..d_sae.div_ceil(TASK_LATENTS))
+            let noted = (0..d_sae.div_ceil(n_latents))
                 .into_par_iter()
-                .map(|group| task.run(group * TASK_LATENTS..((group + 1) * TASK_LATENTS).min(d_sae)))
-                .collect();
-            settle_rows(&task, &ByRow::sorted(&groups, rows.len()))
+                .map(|group| task.run(group * n_latents..((group + 1) * n_latents).min(d_sae)))
+                .reduce_with(|mut before, after| {
+                    before.iter_mut().zip(after).for_each(|(before, after)| before.extend(after));
+                    before
+                });
+            of_block(rows, settle(&task, &noted.unwrap_or_default()))
         })
-        .collect();
-    SparseRows::concatenated(d_sae, blocks.iter())
+        .collect()
 }
 
-/// An entry that passed the screen. Rows count from the task's first.
-#[derive(Clone, Copy)]
-struct Noted {
-    row: u32,
-    latent: u32,
-    /// The pre-activation less the bounds' shift, about.
-    score: f32,
-}
-
-/// What was noted, row by row and ascending in latent.
-struct ByRow {
-    /// [n_rows + 1].
-    offsets: Vec<usize>,
-    noted: Vec<(u32, f32)>,
-}
-
-impl ByRow {
-    /// A counting sort: groups and panels come in ascending order of latents, so rows come out ascending.
-    fn sorted(groups: &[Vec<Noted>], n_rows: usize) -> Self {
-        let mut offsets = vec![0usize; n_rows + 1];
-        for noted in groups.iter().flatten() {
-            offsets[noted.row as usize + 1] += 1;
-        }
-        for row in 0..n_rows {
-            offsets[row + 1] += offsets[row];
-        }
-        let mut next = offsets.clone();
-        let mut by_row = vec![(0, 0.0); offsets[n_rows]];
-        for noted in groups.iter().flatten() {
-            let at = &mut next[noted.row as usize];
-            by_row[*at] = (noted.latent, noted.score);
-            *at += 1;
-        }
-        Self { offsets, noted: by_row }
-    }
-}
+/// A latent that passed the screen of a token, and its pre-activation less the bounds' shift, about.
+pub(super) type Noted = (u32, f32);
 
 /// Some tokens against some latents.
-struct Task<'a> {
-    input: EncoderInput<'a>,
-    bounds: Bounds<'a>,
+pub(super) struct Task<'a> {
+    pub(super) input: EncoderInput<'a>,
+    pub(super) bounds: Bounds<'a>,
     /// The task's tokens, plain and packed.
     x: &'a [f32],
     packed: &'a PackedRows,
-    first_row: usize,
-    n_rows: usize,
+    pub(super) first_row: usize,
+    pub(super) n_rows: usize,
 }
 
 impl Task<'_> {
-    /// What passes the screen, in the order of panels of latents, then tokens, then latents.
-    fn run(&self, latents: Range<usize>) -> Vec<Noted> {
+    /// What passes the screen, token by token and ascending in latent.
+    fn run(&self, latents: Range<usize>) -> Vec<Vec<Noted>> {
         let screen = self.screen();
-        // bf16 tiles are small enough for the first-level cache; f32 ones large enough to be worth their packing.
+        // Tiles of few bits are small enough for the first-level cache; f32 ones large enough to be worth their packing.
         let (step_rows, step_latents) = match self.input.packed.path() {
             Path::F32 => (TASK_ROWS.min(self.n_rows.next_multiple_of(TILE)), 512),
             #[cfg(target_arch = "x86_64")]
-            _ => (TILE, 256),
+            _ => (TILE, 128),
         };
         let mut tile = vec![0f32; step_rows * step_latents];
-        let mut noted = Vec::new();
+        let mut noted: Vec<Vec<Noted>> = (0..self.n_rows).map(|_| Vec::with_capacity(N_NOTED)).collect();
         for start in latents.clone().step_by(step_latents) {
             let latents = start..(start + step_latents).min(latents.end);
             let panel = self.panel(latents.clone());
@@ -179,26 +161,39 @@ impl Task<'_> {
         noted
     }
 
-    fn screen(&self) -> Screen<'_> {
+    pub(super) fn screen(&self) -> Screen<'_> {
         Screen { encoder: self.input.packed, w_enc: self.input.w_enc, x: self.x, rows: self.packed }
     }
 
-    fn offset(&self, j: usize) -> f32 {
-        self.input.b_enc[j] - self.bounds.shift.map_or(0.0, |shift| shift[j])
+    /// The task's token `row`.
+    #[inline(always)]
+    pub(super) fn token(&self, row: usize) -> &[f32] {
+        &self.x[row * self.input.d_model..(row + 1) * self.input.d_model]
+    }
+
+    /// What is taken from a latent's pre-activation before it is compared.
+    #[inline(always)]
+    pub(super) fn shift(&self, latent: usize) -> f32 {
+        self.bounds.shift.map_or(0.0, |shift| shift[latent])
+    }
+
+    fn offset(&self, latent: usize) -> f32 {
+        self.input.b_enc[latent] - self.shift(latent)
     }
 
     fn panel(&self, latents: Range<usize>) -> Panel {
-        let chunks = latents.clone().step_by(CHUNK).map(|j| j..(j + CHUNK).min(latents.end));
-        Panel {
+        let mut panel = Panel {
             start: latents.start,
             offsets: latents.clone().map(|j| self.offset(j)).collect(),
-            margins: chunks.map(|chunk| self.margin(chunk)).collect(),
+            margins: Vec::with_capacity(latents.len() / CHUNK + 1),
+        };
+        for start in latents.clone().step_by(CHUNK) {
+            let chunk = start..(start + CHUNK).min(latents.end);
+            let (length, error) = self.input.packed.worst(chunk.clone());
+            let offset = chunk.fold(0.0, |max, j| self.offset(j).abs().max(max));
+            panel.margins.push(Margin { length, error, offset });
         }
-    }
-
-    fn margin(&self, latents: Range<usize>) -> Margin {
-        let (length, error) = self.input.packed.worst(latents.clone());
-        Margin { length, error, offset: latents.fold(0.0, |max, j| self.offset(j).abs().max(max)) }
+        panel
     }
 
     /// One token against the latents of a panel. Most chunks hold nothing, which one comparison of vectors tells.
@@ -215,45 +210,17 @@ impl Task<'_> {
             while above != 0 {
                 let i = above.trailing_zeros() as usize;
                 above &= above - 1;
-                let latent = (panel.start + c * CHUNK + i) as u32;
-                noted.push(Noted { row: row as u32, latent, score: values[i] + offsets[i] });
+                noted.push(((panel.start + c * CHUNK + i) as u32, values[i] + offsets[i]));
             }
         }
     }
 
-    /// How far the screened score of one latent may lie from the f32 one.
+    /// How far the screened score of one latent, near `bound`, may lie from the f32 one.
     #[inline(always)]
-    fn margin_of(&self, screen: &Screen, row: usize, latent: u32, bound: f32) -> f32 {
+    pub(super) fn margin(&self, screen: &Screen, row: usize, latent: u32, bound: f32) -> f32 {
         let (length, error) = self.input.packed.norms(latent as usize);
         Margin { length, error, offset: self.offset(latent as usize).abs() }.of(screen, row, bound)
     }
-
-    /// Marks in `ends.keep` what can still belong to the k largest of a row, where only these matter: their upper ends
-    /// reach the k-th largest of the lower ends.
-    #[inline(always)]
-    fn mark_top(&self, noted: &[(u32, f32)], row: usize, ends: &mut Ends) {
-        ends.keep.clear();
-        let Some(Top { k, slack }) = self.bounds.top.filter(|top| top.k > 0 && top.k < noted.len()) else {
-            ends.keep.resize(noted.len(), true);
-            return;
-        };
-        let screen = self.screen();
-        let margin = |latent: u32, score: f32| self.margin_of(&screen, row, latent, score.abs() + slack);
-        ends.margins.clear();
-        ends.margins.extend(noted.iter().map(|&(latent, score)| margin(latent, score)));
-        ends.lower.clear();
-        ends.lower.extend(noted.iter().zip(&ends.margins).map(|(&(_, score), margin)| score - margin));
-        let kth = *ends.lower.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1 - slack;
-        ends.keep.extend(noted.iter().zip(&ends.margins).map(|(&(_, score), margin)| score + margin >= kth));
-    }
-}
-
-/// Room for the lower ends of a row's scores.
-#[derive(Default)]
-struct Ends {
-    margins: Vec<f32>,
-    lower: Vec<f32>,
-    keep: Vec<bool>,
 }
 
 vectorised! {
@@ -264,65 +231,11 @@ vectorised! {
         stride: usize,
         rows: Range<usize>,
         panel: &Panel,
-        noted: &mut Vec<Noted>,
+        noted: &mut [Vec<Noted>],
     ) {
         for (values, row) in tile.chunks_exact(stride).zip(rows) {
-            task.scan(screen, &values[..panel.offsets.len()], row, panel, noted);
+            task.scan(screen, &values[..panel.offsets.len()], row, panel, &mut noted[row]);
         }
-    }
-}
-
-vectorised! {
-    /// Computes what was noted in f32 and keeps what lies beyond its bound.
-    fn settle_rows(task: &Task, noted: &ByRow) -> SparseRows {
-        let input = &task.input;
-        let n_latents = input.b_enc.len();
-        let mut entries: Vec<(u32, u32)> = Vec::with_capacity(noted.noted.len());
-        let mut ends = Ends::default();
-        let mut next = vec![0u32; n_latents + 1];
-        for row in 0..task.n_rows {
-            let noted = &noted.noted[noted.offsets[row]..noted.offsets[row + 1]];
-            task.mark_top(noted, row, &mut ends);
-            for (&(latent, _), _) in noted.iter().zip(&ends.keep).filter(|&(_, &keep)| keep) {
-                entries.push((row as u32, latent));
-                next[latent as usize + 1] += 1;
-            }
-        }
-        // Latent by latent, so that W_enc streams by once while the block's tokens stay in cache.
-        for j in 0..n_latents {
-            next[j + 1] += next[j];
-        }
-        let mut by_latent = vec![0u32; entries.len()];
-        for (e, &(_, latent)) in entries.iter().enumerate() {
-            let at = &mut next[latent as usize];
-            by_latent[*at as usize] = e as u32;
-            *at += 1;
-        }
-        let mut pre_acts = vec![0f32; entries.len()];
-        for (i, &e) in by_latent.iter().enumerate() {
-            if let Some(&ahead) = by_latent.get(i + AHEAD) {
-                let start = entries[ahead as usize].1 as usize * input.d_model;
-                prefetch(&input.w_enc[start..start + input.d_model]);
-            }
-            let (row, latent) = entries[e as usize];
-            pre_acts[e as usize] = input.pre_act(task.first_row + row as usize, latent as usize);
-        }
-
-        let mut found = SparseRows::new(n_latents);
-        let mut row_now = 0;
-        for (&(row, latent), &pre_act) in entries.iter().zip(&pre_acts) {
-            while row_now < row {
-                found.indptr.push(found.idx.len());
-                row_now += 1;
-            }
-            let shift = task.bounds.shift.map_or(0.0, |shift| shift[latent as usize]);
-            if pre_act - shift > task.bounds.of(task.first_row + row as usize) {
-                found.idx.push(latent);
-                found.vals.push(pre_act);
-            }
-        }
-        found.indptr.resize(task.n_rows + 1, found.idx.len());
-        found
     }
 }
 

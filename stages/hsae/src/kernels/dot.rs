@@ -27,6 +27,22 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     portable(x, y) + tail
 }
 
+/// The scalar products of four rows with one, each as `dot` gives it: what is shared is read once.
+#[inline(always)]
+pub(crate) fn dot4(rows: [&[f32]; 4], y: &[f32]) -> [f32; 4] {
+    #[cfg(target_arch = "x86_64")]
+    if let Vectors::Avx512 = Vectors::detect() {
+        assert!(rows.iter().all(|x| x.len() == y.len()), "rows of one length");
+        let (y, y_tail) = y.as_chunks::<LANES>();
+        let [a, b, c, d] = rows.map(|x| x.as_chunks::<LANES>());
+        // SAFETY: the processor has these instructions, as was found; the rows have as many chunks as y.
+        let sums = unsafe { avx512_four([a.0, b.0, c.0, d.0], y) };
+        let tails = [a.1, b.1, c.1, d.1].map(|x| x.iter().zip(y_tail).map(|(x, y)| x * y).sum::<f32>());
+        return std::array::from_fn(|i| sums[i] + tails[i]);
+    }
+    rows.map(|x| dot(x, y))
+}
+
 /// Lane by lane, then the upper half onto the lower until one is left.
 fn portable(x: &[[f32; LANES]], y: &[[f32; LANES]]) -> f32 {
     let mut sums = [0f32; LANES];
@@ -58,7 +74,35 @@ fn avx512(x: &[[f32; LANES]], y: &[[f32; LANES]]) -> f32 {
             high = _mm512_add_ps(high, _mm512_mul_ps(x, y));
         }
     }
-    let sum = _mm512_add_ps(low, high);
+    fold_512(_mm512_add_ps(low, high))
+}
+
+/// # Safety
+/// Every row has at least as many chunks as y.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx2")]
+unsafe fn avx512_four(rows: [&[[f32; LANES]]; 4], y: &[[f32; LANES]]) -> [f32; 4] {
+    let mut sums = [[_mm512_setzero_ps(); 2]; 4];
+    for (i, y) in y.iter().enumerate() {
+        // SAFETY: chunks hold 32 values, and there are as many of them, as promised by the caller.
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(y.as_ptr()), _mm512_loadu_ps(y.as_ptr().add(16)));
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                let x = row.get_unchecked(i).as_ptr();
+                sums[0] = _mm512_add_ps(sums[0], _mm512_mul_ps(_mm512_loadu_ps(x), low));
+                sums[1] = _mm512_add_ps(sums[1], _mm512_mul_ps(_mm512_loadu_ps(x.add(16)), high));
+            }
+        }
+    }
+    sums.map(|[low, high]| fold_512(_mm512_add_ps(low, high)))
+}
+
+/// The sum of sixteen lanes, the upper half onto the lower.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx2")]
+fn fold_512(sum: __m512) -> f32 {
     fold(_mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum)))
 }
 
@@ -104,6 +148,16 @@ mod tests {
             let exact: f64 = x.iter().zip(&y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
             let found = f64::from(dot(&x, &y));
             assert!((found - exact).abs() <= 1e-5 * (1.0 + n as f64), "{n}: {found} {exact}");
+        }
+    }
+
+    #[test]
+    fn four_rows_at_once_give_what_each_gives_alone() {
+        for n in [0, 1, 31, 32, 100, 512, 577] {
+            let (x, y) = made_up(4 * n + 4);
+            let rows: [&[f32]; 4] = std::array::from_fn(|i| &x[i * n..(i + 1) * n]);
+            let alone = rows.map(|row| dot(row, &y[..n]).to_bits());
+            assert_eq!(dot4(rows, &y[..n]).map(f32::to_bits), alone, "{n}");
         }
     }
 

@@ -45,12 +45,13 @@ mod latents;
 mod product;
 mod reconstruct;
 pub(crate) mod screen;
+mod settle;
 mod sliced;
 
 pub(crate) use aux_k::Aux;
-pub(crate) use collect::{Bounds, EncoderInput, TokenBounds, Top, collect};
+pub(crate) use collect::{Bounds, EncoderInput, TokenBounds, Top, collect, collect_blocks};
 pub(crate) use dense::{Dense, dense};
-pub(crate) use dot::dot;
+pub(crate) use dot::{dot, dot4};
 pub(crate) use latents::{Backward, Totals, backward, finish_rows};
 pub(crate) use reconstruct::{Prefixes, decode_rows, reconstruct};
 pub(crate) use sliced::Sliced;

@@ -5,7 +5,7 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
-use super::{DEPTH, PANEL, TILE, TILE_ROWS};
+use super::{BLOCK_WORDS, PANEL, TILE, TILE_ROWS};
 
 /// Linux hands tile registers only to processes that ask.
 const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
@@ -57,10 +57,11 @@ static CONFIG: TileConfig = {
     config
 };
 
-/// Shapes: x packed [n, depth] bf16, w packed panels of PANEL latents → out [n, stride]; n and the latents are whole tiles.
-pub(super) fn product(x: &[u16], w: &[u16], depth: usize, out: &mut [f32], stride: usize) {
-    let (n, n_panels) = (x.len() / depth, w.len() / (PANEL * depth));
-    assert!(n.is_multiple_of(TILE) && n_panels.is_multiple_of(2) && depth.is_multiple_of(DEPTH), "whole tiles");
+/// Shapes: x packed [n, words] of two bf16 values, w packed panels of PANEL latents → out [n, stride]; n and the latents
+/// are whole tiles.
+pub(super) fn product(x: &[u32], w: &[u32], words: usize, out: &mut [f32], stride: usize) {
+    let (n, n_panels) = (x.len() / words, w.len() / (PANEL * words));
+    assert!(n.is_multiple_of(TILE) && n_panels.is_multiple_of(2) && words.is_multiple_of(BLOCK_WORDS), "whole tiles");
     assert!(out.len() >= n * stride && stride >= n_panels * PANEL, "out is [n, stride]");
     // SAFETY: `is_available` was asked before this path was chosen; the slices are long enough, as asserted. The tiles
     // are configured before their first use and given back after the last.
@@ -68,9 +69,9 @@ pub(super) fn product(x: &[u16], w: &[u16], depth: usize, out: &mut [f32], strid
         asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly));
         for row in (0..n).step_by(TILE) {
             for pair in 0..n_panels / 2 {
-                let w = w.as_ptr().add(pair * 2 * PANEL * depth);
+                let w = w.as_ptr().add(pair * 2 * PANEL * words);
                 let out = out.as_mut_ptr().add(row * stride + pair * 2 * PANEL);
-                kernel(x.as_ptr().add(row * depth), w, depth, out, stride);
+                kernel(x.as_ptr().add(row * words), w, words, out, stride);
             }
         }
         asm!("tilerelease", options(nostack, nomem));
@@ -80,9 +81,9 @@ pub(super) fn product(x: &[u16], w: &[u16], depth: usize, out: &mut [f32], strid
 /// TILE rows against two panels: four tiles of sums, two of rows, two of latents.
 ///
 /// # Safety
-/// Tiles are configured; x holds TILE rows of `depth` values, w two panels, out TILE rows of `stride`.
+/// Tiles are configured; x holds TILE rows of `words`, w two panels, out TILE rows of `stride`.
 #[inline(always)]
-unsafe fn kernel(x: *const u16, w: *const u16, depth: usize, out: *mut f32, stride: usize) {
+unsafe fn kernel(x: *const u32, w: *const u32, words: usize, out: *mut f32, stride: usize) {
     // SAFETY: as promised by the caller; the pointers stay inside what they point to.
     unsafe {
         asm!(
@@ -110,10 +111,10 @@ unsafe fn kernel(x: *const u16, w: *const u16, depth: usize, out: *mut f32, stri
             "tilestored [{out1} + {out_row}*1], tmm2",
             "tilestored [{out1} + {out_row}*1 + 64], tmm3",
             x0 = inout(reg) x => _,
-            x1 = inout(reg) x.add(TILE_ROWS * depth) => _,
+            x1 = inout(reg) x.add(TILE_ROWS * words) => _,
             w0 = inout(reg) w => _,
-            w1 = inout(reg) w.add(PANEL * depth) => _,
-            n = inout(reg) depth / DEPTH => _,
+            w1 = inout(reg) w.add(PANEL * words) => _,
+            n = inout(reg) words / BLOCK_WORDS => _,
             row = in(reg) 64usize,
             out0 = in(reg) out,
             out1 = in(reg) out.add(TILE_ROWS * stride),

@@ -1,0 +1,208 @@
+//! W_enc as the screen wants it.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::rounding::{length, to_bf16, to_int8};
+use super::{Format, PANEL, Path, TILE};
+
+/// Integers of this many products fit the kernel's 32-bit sums.
+const MOST_INT8_COLUMNS: usize = 65_536;
+/// Rows that tell how large columns are.
+const N_BALANCE_ROWS: usize = 512;
+/// Factors of balance stay within this power of two, so that no value leaves its range.
+const LARGEST_BALANCE: i32 = 12;
+
+#[derive(Clone, Debug)]
+pub(crate) struct PackedEncoder {
+    path: Path,
+    d_model: usize,
+    d_sae: usize,
+    /// Words of 32 bits, zero-padded: [d_sae / PANEL][words][PANEL]. Empty on the f32 path.
+    panels: Vec<u32>,
+    /// Length of each packed row, and of what packing took away, [d_sae].
+    length: Vec<f32>,
+    error: Vec<f32>,
+    /// 8 bits only: what a unit of each row stands for, padded to whole tiles.
+    scale: Vec<f32>,
+    /// 8 bits only: W_enc's columns are multiplied by these powers of two and the activations' divided, so that no column
+    /// takes all of the 8 bits for itself. All 1 until `balance`.
+    balance: Vec<f32>,
+    inverse_balance: Vec<f32>,
+    is_balanced: bool,
+}
+
+impl PackedEncoder {
+    /// Room for W_enc; nothing is packed yet.
+    fn new(path: Path, d_model: usize, d_sae: usize) -> Self {
+        let path = match path.format() {
+            Format::Int8 if d_model > MOST_INT8_COLUMNS => Path::F32,
+            _ => path,
+        };
+        let n_padded = d_sae.next_multiple_of(TILE);
+        let n_balance = if path.format() == Format::Int8 { d_model } else { 0 };
+        Self {
+            path,
+            d_model,
+            d_sae,
+            panels: vec![0; n_padded * path.format().words(d_model)],
+            length: vec![0.0; d_sae],
+            error: vec![0.0; d_sae],
+            scale: vec![0.0; n_padded],
+            balance: vec![1.0; n_balance],
+            inverse_balance: vec![1.0; n_balance],
+            is_balanced: n_balance == 0,
+        }
+    }
+
+    /// Shapes: w_enc [d_sae, d_model].
+    pub(crate) fn pack(path: Path, w_enc: &[f32], d_model: usize) -> Self {
+        let mut packed = Self::new(path, d_model, w_enc.len() / d_model);
+        packed.update(w_enc);
+        packed
+    }
+
+    /// Packs anew, in the room that is there.
+    pub(crate) fn update(&mut self, w_enc: &[f32]) {
+        let d_model = self.d_model;
+        self.blocks().zip(w_enc.par_chunks(PANEL * d_model)).for_each(|(mut block, w)| block.pack(w));
+    }
+
+    /// Sees how large the columns of both matrices are, and packs anew so that neither has columns that stand out. What
+    /// is selected does not depend on it, only how much has to be computed again.
+    /// Shapes: x [n, d_model] the encoder's input, w_enc [d_sae, d_model].
+    /// Source: Xiao et al. 2023, "SmoothQuant", equation 4 with α = 1/2, from mean squares in place of maxima.
+    pub(crate) fn balance(&mut self, x: &[f32], w_enc: &[f32]) {
+        if self.is_balanced || x.is_empty() {
+            return;
+        }
+        let (of_x, of_w) = (mean_squares(x, self.d_model), mean_squares(w_enc, self.d_model));
+        for (c, (x, w)) in of_x.into_iter().zip(of_w).enumerate() {
+            let exponent = (x / w).log2() / 4.0;
+            let exponent = if exponent.is_finite() { exponent.round() as i32 } else { 0 };
+            let exponent = exponent.clamp(-LARGEST_BALANCE, LARGEST_BALANCE);
+            (self.balance[c], self.inverse_balance[c]) = (2f32.powi(exponent), 2f32.powi(-exponent));
+        }
+        self.is_balanced = true;
+        self.update(w_enc);
+    }
+
+    /// The panels one by one, each with its norms, for packing by whoever has just changed these rows.
+    pub(crate) fn blocks(&mut self) -> impl IndexedParallelIterator<Item = PanelMut<'_>> {
+        let (d_model, format, balance) = (self.d_model, self.path.format(), &self.balance);
+        let panel_len = PANEL * format.words(d_model);
+        let mut rest = self.panels.as_mut_slice();
+        let panels: Vec<&mut [u32]> = (0..self.d_sae.div_ceil(PANEL))
+            .map(|_| {
+                let (panel, after) = std::mem::take(&mut rest).split_at_mut(panel_len);
+                rest = after;
+                panel
+            })
+            .collect();
+        let norms = self.length.par_chunks_mut(PANEL).zip(self.error.par_chunks_mut(PANEL));
+        panels.into_par_iter().zip(norms.zip(self.scale.par_chunks_mut(PANEL))).map(
+            move |(panel, ((length, error), scale))| PanelMut { d_model, format, balance, panel, length, error, scale },
+        )
+    }
+
+    pub(crate) fn path(&self) -> Path {
+        self.path
+    }
+
+    pub(super) fn d_model(&self) -> usize {
+        self.d_model
+    }
+
+    /// Words of a packed row.
+    pub(super) fn words(&self) -> usize {
+        self.path.format().words(self.d_model)
+    }
+
+    /// What activations are multiplied by before they are packed, [d_model].
+    pub(super) fn inverse_balance(&self) -> &[f32] {
+        &self.inverse_balance
+    }
+
+    /// The panels of some latents, whole ones.
+    pub(super) fn panels(&self, latents: Range<usize>) -> &[u32] {
+        &self.panels[latents.start * self.words()..latents.end * self.words()]
+    }
+
+    pub(super) fn scales(&self, latents: Range<usize>) -> &[f32] {
+        &self.scale[latents]
+    }
+
+    /// Length and packing error of a latent.
+    #[inline(always)]
+    pub(crate) fn norms(&self, latent: usize) -> (f32, f32) {
+        (self.length[latent], self.error[latent])
+    }
+
+    /// Largest length and packing error among some latents.
+    pub(crate) fn worst(&self, latents: Range<usize>) -> (f32, f32) {
+        let max = |values: &[f32]| values.iter().copied().fold(0.0, f32::max);
+        (max(&self.length[latents.clone()]), max(&self.error[latents]))
+    }
+}
+
+/// Σ over some evenly spaced rows of the squares of each column, over their number.
+fn mean_squares(rows: &[f32], d_model: usize) -> Vec<f64> {
+    let every = (rows.len() / d_model / N_BALANCE_ROWS).max(1);
+    let (mut sums, mut n) = (vec![0f64; d_model], 0f64);
+    for row in rows.chunks_exact(d_model).step_by(every) {
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(value * value));
+        n += 1.0;
+    }
+    sums.iter().map(|sum| sum / n).collect()
+}
+
+/// PANEL rows of W_enc in their packed place.
+pub(crate) struct PanelMut<'a> {
+    d_model: usize,
+    format: Format,
+    balance: &'a [f32],
+    panel: &'a mut [u32],
+    length: &'a mut [f32],
+    error: &'a mut [f32],
+    scale: &'a mut [f32],
+}
+
+impl PanelMut<'_> {
+    /// Shapes: w [at most PANEL, d_model].
+    pub(crate) fn pack(&mut self, w: &[f32]) {
+        pack_panel(self, w);
+    }
+}
+
+vectorised! {
+    fn pack_panel(out: &mut PanelMut, w: &[f32]) {
+        let (d_model, n_words) = (out.d_model, out.panel.len() / PANEL);
+        let (mut row_now, mut scratch) = (vec![0f32; d_model], vec![0f32; d_model]);
+        let mut words = vec![0u32; PANEL * n_words];
+        for (i, row) in w.chunks_exact(d_model).enumerate() {
+            let words = &mut words[i * n_words..(i + 1) * n_words];
+            match out.format {
+                Format::None => out.length[i] = length(row),
+                Format::Bf16 => {
+                    let norms = to_bf16(row, &mut scratch, words);
+                    (out.length[i], out.error[i]) = (norms.length, norms.error);
+                }
+                Format::Int8 => {
+                    let balance = row_now.iter_mut().zip(row).zip(out.balance);
+                    balance.for_each(|((out, w), factor)| *out = w * factor);
+                    // Latents are the unsigned side of the product: 128 more than the integer.
+                    let int8 = to_int8(&row_now, &mut scratch, 0x80, words);
+                    (out.length[i], out.error[i]) = (int8.norms.length, int8.norms.error);
+                    out.scale[i] = int8.scale;
+                }
+            }
+        }
+        // Transposed: word by word, the latents of the panel side by side.
+        for (at, out) in out.panel.chunks_exact_mut(PANEL).enumerate() {
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = words[i * n_words + at];
+            }
+        }
+    }
+}
