@@ -182,48 +182,27 @@ impl Task<'_> {
     }
 
     fn panel(&self, latents: Range<usize>) -> Panel {
-        let mut panel = Panel {
+        let margins = latents.clone().step_by(CHUNK).map(|start| self.margin(start..(start + CHUNK).min(latents.end)));
+        Panel {
             start: latents.start,
             offsets: latents.clone().map(|j| self.offset(j)).collect(),
-            margins: Vec::with_capacity(latents.len() / CHUNK + 1),
-        };
-        for start in latents.clone().step_by(CHUNK) {
-            let chunk = start..(start + CHUNK).min(latents.end);
-            let (length, error) = self.input.packed.worst(chunk.clone());
-            let offset = chunk.fold(0.0, |max, j| self.offset(j).abs().max(max));
-            panel.margins.push(Margin { length, error, offset });
-        }
-        panel
-    }
-
-    /// One token against the latents of a panel. Most chunks hold nothing, which one comparison of vectors tells.
-    #[inline(always)]
-    fn scan(&self, screen: &Screen, values: &[f32], row: usize, panel: &Panel, noted: &mut Vec<Noted>) {
-        let bound = self.bounds.of(self.first_row + row);
-        let chunks = values.chunks(CHUNK).zip(panel.offsets.chunks(CHUNK)).zip(&panel.margins);
-        for (c, ((values, offsets), margin)) in chunks.enumerate() {
-            let lower = bound - margin.of(screen, row, bound);
-            let mut above = match (values.try_into(), offsets.try_into()) {
-                (Ok(values), Ok(offsets)) => compare::above(values, offsets, lower),
-                _ => compare::portable(values, offsets, lower),
-            };
-            while above != 0 {
-                let i = above.trailing_zeros() as usize;
-                above &= above - 1;
-                noted.push(((panel.start + c * CHUNK + i) as u32, values[i] + offsets[i]));
-            }
+            margins: margins.collect(),
         }
     }
 
-    /// How far the screened score of one latent, near `bound`, may lie from the f32 one.
-    #[inline(always)]
-    pub(super) fn margin(&self, screen: &Screen, row: usize, latent: u32, bound: f32) -> f32 {
-        let (length, error) = self.input.packed.norms(latent as usize);
-        Margin { length, error, offset: self.offset(latent as usize).abs() }.of(screen, row, bound)
+    fn margin(&self, latents: Range<usize>) -> Margin {
+        let (length, error) = self.input.packed.worst(latents.clone());
+        Margin { length, error, offset: latents.fold(0.0, |max, j| self.offset(j).abs().max(max)) }
+    }
+
+    /// The margin of any latent.
+    pub(super) fn widest_margin(&self) -> Margin {
+        self.margin(0..self.input.b_enc.len())
     }
 }
 
 vectorised! {
+    /// What of a tile passes the screen goes to `noted`, by row of the task.
     fn scan_tile(
         task: &Task,
         screen: &Screen,
@@ -233,8 +212,34 @@ vectorised! {
         panel: &Panel,
         noted: &mut [Vec<Noted>],
     ) {
-        for (values, row) in tile.chunks_exact(stride).zip(rows) {
-            task.scan(screen, &values[..panel.offsets.len()], row, panel, &mut noted[row]);
+        let n_chunks = panel.margins.len();
+        // [rows, n_chunks].
+        let mut lower = vec![0f32; rows.len() * n_chunks];
+        for (i, row) in rows.clone().enumerate() {
+            let bound = task.bounds.of(task.first_row + row);
+            for (lower, margin) in lower[i * n_chunks..(i + 1) * n_chunks].iter_mut().zip(&panel.margins) {
+                *lower = bound - margin.of(screen, row, bound);
+            }
+        }
+        for ((values, lower), row) in tile.chunks_exact(stride).zip(lower.chunks_exact(n_chunks)).zip(rows) {
+            scan_row(&values[..panel.offsets.len()], lower, panel, &mut noted[row]);
+        }
+    }
+}
+
+/// One token against the latents of a panel. Most chunks hold nothing, which one comparison of vectors tells.
+#[inline(always)]
+fn scan_row(values: &[f32], lower: &[f32], panel: &Panel, noted: &mut Vec<Noted>) {
+    let chunks = values.chunks(CHUNK).zip(panel.offsets.chunks(CHUNK)).zip(lower);
+    for (c, ((values, offsets), &lower)) in chunks.enumerate() {
+        let mut above = match (values.try_into(), offsets.try_into()) {
+            (Ok(values), Ok(offsets)) => compare::above(values, offsets, lower),
+            _ => compare::portable(values, offsets, lower),
+        };
+        while above != 0 {
+            let i = above.trailing_zeros() as usize;
+            above &= above - 1;
+            noted.push(((panel.start + c * CHUNK + i) as u32, values[i] + offsets[i]));
         }
     }
 }
@@ -249,7 +254,7 @@ struct Panel {
 }
 
 /// What the margin of some latents depends on: their largest norms and offset.
-struct Margin {
+pub(super) struct Margin {
     length: f32,
     error: f32,
     offset: f32,
@@ -259,7 +264,7 @@ impl Margin {
     /// How far a screened score near `bound` may lie from the f32 one. Adding the offset and comparing round too, by a
     /// few units in the last place.
     #[inline(always)]
-    fn of(&self, screen: &Screen, row: usize, bound: f32) -> f32 {
+    pub(super) fn of(&self, screen: &Screen, row: usize, bound: f32) -> f32 {
         screen.margin(row, self.length, self.error)
             + 4.0 * f32::EPSILON * (self.offset + bound.abs())
             + f32::MIN_POSITIVE

@@ -27,19 +27,20 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     portable(x, y) + tail
 }
 
-/// The scalar products of four rows with one, each as `dot` gives it: what is shared is read once.
+/// The scalar products of N rows with one, each as `dot` gives it: what is shared is read once. `ahead` is what will be
+/// wanted soon: as many values as y has are brought nearer on the way.
 #[inline(always)]
-pub(crate) fn dot4(rows: [&[f32]; 4], y: &[f32]) -> [f32; 4] {
+pub(crate) fn dots<const N: usize>(rows: [&[f32]; N], y: &[f32], ahead: &[f32]) -> [f32; N] {
     #[cfg(target_arch = "x86_64")]
     if let Vectors::Avx512 = Vectors::detect() {
         assert!(rows.iter().all(|x| x.len() == y.len()), "rows of one length");
         let (y, y_tail) = y.as_chunks::<LANES>();
-        let [a, b, c, d] = rows.map(|x| x.as_chunks::<LANES>());
         // SAFETY: the processor has these instructions, as was found; the rows have as many chunks as y.
-        let sums = unsafe { avx512_four([a.0, b.0, c.0, d.0], y) };
-        let tails = [a.1, b.1, c.1, d.1].map(|x| x.iter().zip(y_tail).map(|(x, y)| x * y).sum::<f32>());
-        return std::array::from_fn(|i| sums[i] + tails[i]);
+        let sums = unsafe { avx512_many(rows.map(|x| x.as_chunks().0), y, ahead.as_chunks().0) };
+        let tail = |x: &[f32]| x.as_chunks::<LANES>().1.iter().zip(y_tail).map(|(x, y)| x * y).sum::<f32>();
+        return std::array::from_fn(|i| sums[i] + tail(rows[i]));
     }
+    let _ = ahead;
     rows.map(|x| dot(x, y))
 }
 
@@ -82,9 +83,22 @@ fn avx512(x: &[[f32; LANES]], y: &[[f32; LANES]]) -> f32 {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2")]
-unsafe fn avx512_four(rows: [&[[f32; LANES]]; 4], y: &[[f32; LANES]]) -> [f32; 4] {
-    let mut sums = [[_mm512_setzero_ps(); 2]; 4];
+unsafe fn avx512_many<const N: usize>(
+    rows: [&[[f32; LANES]]; N],
+    y: &[[f32; LANES]],
+    ahead: &[[f32; LANES]],
+) -> [f32; N] {
+    let mut sums = [[_mm512_setzero_ps(); 2]; N];
+    let mut ahead = ahead.iter();
     for (i, y) in y.iter().enumerate() {
+        if let Some(ahead) = ahead.next() {
+            // A few lines at a time, since a whole row at once would keep what is wanted now waiting.
+            // SAFETY: fetching ahead has no effect but on time.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.as_ptr().cast());
+                _mm_prefetch::<_MM_HINT_T0>(ahead.as_ptr().add(16).cast());
+            }
+        }
         // SAFETY: chunks hold 32 values, and there are as many of them, as promised by the caller.
         unsafe {
             let (low, high) = (_mm512_loadu_ps(y.as_ptr()), _mm512_loadu_ps(y.as_ptr().add(16)));
@@ -102,7 +116,7 @@ unsafe fn avx512_four(rows: [&[[f32; LANES]]; 4], y: &[[f32; LANES]]) -> [f32; 4
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2")]
-fn fold_512(sum: __m512) -> f32 {
+pub(super) fn fold_512(sum: __m512) -> f32 {
     fold(_mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum)))
 }
 
@@ -152,12 +166,13 @@ mod tests {
     }
 
     #[test]
-    fn four_rows_at_once_give_what_each_gives_alone() {
+    fn several_rows_at_once_give_what_each_gives_alone() {
         for n in [0, 1, 31, 32, 100, 512, 577] {
             let (x, y) = made_up(4 * n + 4);
             let rows: [&[f32]; 4] = std::array::from_fn(|i| &x[i * n..(i + 1) * n]);
             let alone = rows.map(|row| dot(row, &y[..n]).to_bits());
-            assert_eq!(dot4(rows, &y[..n]).map(f32::to_bits), alone, "{n}");
+            assert_eq!(dots(rows, &y[..n], &x[..n]).map(f32::to_bits), alone, "{n}");
+            assert_eq!(dots([rows[3]], &y[..n], &[]).map(f32::to_bits), [alone[3]], "{n}");
         }
     }
 

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::reconstruct::Prefixes;
 use super::sliced::{Sliced, WIDTH};
+use super::weighted::{Slice, sum, sum_and_products};
 use super::{axpy, dot};
 use crate::activation::{Activation, Flow, Own, Penalty};
 use crate::gradients::{BLOCK_LATENTS, Extra, Gradients};
@@ -48,26 +49,35 @@ pub(crate) fn backward<A: Activation>(
 ) -> Totals {
     let d_model = input.d_model;
     let n_latents = grads.b_enc.len();
-    // By column, like `columns`: what reaches each entry from the reconstructions, then its gradient.
-    let mut reaching = vec![[0f32; 2]; input.pre_acts.nnz()];
     let offsets: Vec<usize> =
         (0..n_latents).step_by(BLOCK_LATENTS).chain([n_latents]).map(|j| input.columns.colptr[j]).collect();
     let mut stats = vec![RowStats::default(); n_latents];
+    // By column, like `columns`: activations, then what reaches each entry from the reconstructions, then its gradient.
+    let mut acts = vec![0f32; input.pre_acts.nnz()];
+    let mut reaching = vec![0f32; input.pre_acts.nnz()];
+    let mut reaching_gate = vec![0f32; if A::HAS_GATE { input.pre_acts.nnz() } else { 0 }];
+    let parts = super::split_at_offsets(&mut acts, &offsets);
+    parts.into_par_iter().zip(stats.par_chunks_mut(BLOCK_LATENTS)).enumerate().for_each(|(block, (acts, stats))| {
+        activate(activation, input, block * BLOCK_LATENTS, acts, stats);
+    });
 
     for slice in 0..input.flow.n_slices() {
-        let parts = super::split_at_offsets(&mut reaching, &offsets);
+        let parts = super::split_at_offsets(&mut reaching, &offsets).into_par_iter();
+        let parts = parts.zip(split_for_gate(&mut reaching_gate, &offsets));
         let rows = grads.w_dec.par_chunks_mut(BLOCK_LATENTS * d_model).zip(stats.par_chunks_mut(BLOCK_LATENTS));
         rows.zip(parts).enumerate().for_each(|(block, ((w_dec, stats), reaching))| {
-            decoder_slice(activation, input, slice, block * BLOCK_LATENTS, w_dec, stats, reaching);
+            decoder_slice(input, slice, block * BLOCK_LATENTS, &acts, w_dec, stats, reaching);
         });
     }
-    let parts = super::split_at_offsets(&mut reaching, &offsets);
+    drop(acts);
+    let parts = super::split_at_offsets(&mut reaching, &offsets).into_par_iter();
+    let parts = parts.zip(split_for_gate(&mut reaching_gate, &offsets));
     let biases = grads.b_enc.par_chunks_mut(BLOCK_LATENTS).zip(grads.own.par_chunks_mut(BLOCK_LATENTS));
     let penalties: Vec<Penalty> = biases
         .zip(parts)
         .enumerate()
-        .map(|(block, ((b_enc, own), reaching))| {
-            entries(activation, input, block * BLOCK_LATENTS, b_enc, own, reaching)
+        .map(|(block, ((b_enc, own), (reaching, gate)))| {
+            entries(activation, input, block * BLOCK_LATENTS, b_enc, own, reaching, gate)
         })
         .collect();
     for slice in 0..input.x.n_slices() {
@@ -143,20 +153,12 @@ fn add_own(own: &mut [f32; 2], extra: &Extra, at: usize) {
     own.iter_mut().zip(extra).for_each(|(own, extra)| *own += extra);
 }
 
-/// One slice of a row, in registers.
-type Slice = [f32; WIDTH];
-
-/// The row of token t in a slice.
-#[inline(always)]
-fn row_of(slice: &[f32], t: usize) -> &Slice {
-    let row = &slice[t * WIDTH..(t + 1) * WIDTH];
-    row.try_into().unwrap_or(&[0.0; WIDTH])
-}
-
-/// sum + a·row, by value, so that the sum stays in registers.
-#[inline(always)]
-fn sum_with(sum: Slice, a: f32, row: &Slice) -> Slice {
-    std::array::from_fn(|c| sum[c] + a * row[c])
+/// Parts of what reaches entries through the gate; empty ones where there is none.
+fn split_for_gate<'a>(reaching: &'a mut [f32], offsets: &[usize]) -> Vec<&'a mut [f32]> {
+    match reaching.is_empty() {
+        true => (1..offsets.len()).map(|_| &mut [][..]).collect(),
+        false => super::split_at_offsets(reaching, offsets),
+    }
 }
 
 /// Columns of a row of weights, padded with zeros.
@@ -168,39 +170,54 @@ fn padded(row: &[f32]) -> Slice {
 }
 
 vectorised! {
-    /// One slice of some latents' decoder gradients, and its share of what reaches their entries.
-    fn decoder_slice<A: Activation>(
+    /// Activations of some latents' entries, and how the penalty pulls on the latents' decoder rows.
+    fn activate<A: Activation>(
         activation: &A,
+        input: &Backward,
+        first: usize,
+        acts: &mut [f32],
+        stats: &mut [RowStats],
+    ) {
+        let start = input.columns.colptr[first];
+        for (i, stats) in stats.iter_mut().enumerate() {
+            let j = first + i;
+            for at in input.columns.range(j) {
+                acts[at - start] = activation.act(j, input.pre_act(at));
+            }
+            if A::PULLS_ON_LENGTH {
+                let pulls = input.columns.range(j).map(|at| activation.length_pull(j, input.pre_act(at)));
+                stats.pull = pull_along(&input.w_dec[j * input.d_model..(j + 1) * input.d_model], pulls.sum());
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// One slice of some latents' decoder gradients, and its share of what reaches their entries.
+    fn decoder_slice(
         input: &Backward,
         slice: usize,
         first: usize,
+        acts: &[f32],
         grad: &mut [f32],
         stats: &mut [RowStats],
-        reaching: &mut [[f32; 2]],
+        reaching: (&mut [f32], &mut [f32]),
     ) {
         let (columns, d_model) = (input.flow.columns(slice), input.d_model);
-        let gate = if A::HAS_GATE { input.flow.slice(input.prefixes.len(), slice) } else { &[] };
         let start = input.columns.colptr[first];
         for (i, (grad, stats)) in grad.chunks_exact_mut(d_model).zip(stats).enumerate() {
             let j = first + i;
             let w = padded(&input.w_dec[j * d_model..][columns.clone()]);
             let flow = input.flow.slice(input.prefixes.of(j), slice);
-            if A::PULLS_ON_LENGTH && slice == 0 {
-                let pulls = input.columns.range(j).map(|at| activation.length_pull(j, input.entry(at).1));
-                stats.pull = pull_along(&input.w_dec[j * d_model..(j + 1) * d_model], pulls.sum());
+            let entries = input.columns.range(j);
+            let here = entries.start - start..entries.end - start;
+            let tokens = &input.columns.row[entries.clone()];
+            let mut sum = sum_and_products(flow, tokens, &acts[entries], &w, &mut reaching.0[here.clone()]);
+            if let Some(reaching) = reaching.1.get_mut(here).filter(|reaching| !reaching.is_empty()) {
+                let gate = input.flow.slice(input.prefixes.len(), slice);
+                tokens.iter().zip(reaching).for_each(|(&t, reaching)| *reaching += dot(&gate[t as usize], &w));
             }
-            let mut sum = [0f32; WIDTH];
-            for at in input.columns.range(j) {
-                let (t, pre) = input.entry(at);
-                let flow = row_of(flow, t);
-                sum = sum_with(sum, activation.act(j, pre), flow);
-                let reaching = &mut reaching[at - start];
-                reaching[0] += dot(flow, &w);
-                if A::HAS_GATE {
-                    reaching[1] += dot(row_of(gate, t), &w);
-                }
-            }
-            if A::PULLS_ON_LENGTH && stats.pull != 0.0 {
+            if stats.pull != 0.0 {
                 axpy(&mut sum, stats.pull, &w);
             }
             input.add_extras(j, &mut sum, |extra| &extra.w_dec[..], slice);
@@ -219,7 +236,8 @@ vectorised! {
         first: usize,
         b_enc: &mut [f32],
         own: &mut [[f32; 2]],
-        reaching: &mut [[f32; 2]],
+        reaching: &mut [f32],
+        reaching_gate: &[f32],
     ) -> Penalty {
         let mut penalty = Penalty::default();
         let start = input.columns.colptr[first];
@@ -227,12 +245,13 @@ vectorised! {
             let j = first + i;
             let (mut sum, mut of_latent) = (0.0, Own::default());
             for at in input.columns.range(j) {
-                let (t, pre) = input.entry(at);
-                let reaching = &mut reaching[at - start];
-                let token = if A::COUNTS_ACTIVE { input.token_factors[t] } else { 1.0 };
-                let flow = Flow { act: reaching[0], gate: reaching[1], token };
-                reaching[0] = activation.backward(j, pre, flow, &mut of_latent);
-                sum += reaching[0];
+                let pre = input.pre_act(at);
+                let token = if A::COUNTS_ACTIVE { input.token_factors[input.columns.row[at] as usize] } else { 1.0 };
+                let gate = if A::HAS_GATE { reaching_gate[at - start] } else { 0.0 };
+                let flow = Flow { act: reaching[at - start], gate, token };
+                let gradient = activation.backward(j, pre, flow, &mut of_latent);
+                reaching[at - start] = gradient;
+                sum += gradient;
                 penalty += activation.penalty(j, pre);
             }
             *own = of_latent.0;
@@ -256,16 +275,13 @@ vectorised! {
         first: usize,
         grad: &mut [f32],
         stats: &mut [RowStats],
-        gradients: &[[f32; 2]],
+        gradients: &[f32],
     ) {
         let (columns, d_model) = (input.x.columns(slice), input.d_model);
         let x = input.x.slice(0, slice);
         for (i, (grad, stats)) in grad.chunks_exact_mut(d_model).zip(stats).enumerate() {
-            let j = first + i;
-            let mut sum = [0f32; WIDTH];
-            for at in input.columns.range(j) {
-                sum = sum_with(sum, gradients[at][0], row_of(x, input.columns.row[at] as usize));
-            }
+            let (j, entries) = (first + i, input.columns.range(first + i));
+            let mut sum = sum(x, &input.columns.row[entries.clone()], &gradients[entries]);
             input.add_extras(j, &mut sum, |extra| &extra.w_enc[..], slice);
             stats.encoder += dot(&sum, &sum);
             grad[columns.clone()].copy_from_slice(&sum[..columns.len()]);
@@ -274,10 +290,10 @@ vectorised! {
 }
 
 impl Backward<'_> {
-    /// Token and pre-activation of an entry.
+    /// The pre-activation of an entry.
     #[inline(always)]
-    fn entry(&self, at: usize) -> (usize, f32) {
-        (self.columns.row[at] as usize, self.pre_acts.vals[self.columns.entry[at] as usize])
+    fn pre_act(&self, at: usize) -> f32 {
+        self.pre_acts.vals[self.columns.entry[at] as usize]
     }
 
     #[inline(always)]

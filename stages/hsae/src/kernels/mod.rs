@@ -47,11 +47,12 @@ mod reconstruct;
 pub(crate) mod screen;
 mod settle;
 mod sliced;
+mod weighted;
 
 pub(crate) use aux_k::Aux;
 pub(crate) use collect::{Bounds, EncoderInput, TokenBounds, Top, collect, collect_blocks};
 pub(crate) use dense::{Dense, dense};
-pub(crate) use dot::{dot, dot4};
+pub(crate) use dot::{dot, dots};
 pub(crate) use latents::{Backward, Totals, backward, finish_rows};
 pub(crate) use reconstruct::{Prefixes, decode_rows, reconstruct};
 pub(crate) use sliced::Sliced;

@@ -1,12 +1,13 @@
 //! What passed the screen, computed in f32: the last word on which pre-activations lie beyond their bounds.
 
 use super::collect::{Noted, Task, Top};
-use super::{dot, dot4, prefetch};
+use super::dots;
 use crate::sparse::SparseRows;
 
-/// Where only the k largest matter, so many times k are computed first: their k-th largest says what else can be among
-/// them.
-const FIRST: f64 = 1.4;
+/// How much lower than need be is begun, in margins: screened scores are off by much less than a margin.
+const SPARE: f32 = 0.1;
+/// Rows of W_enc are fetched so many latents before they are needed.
+const AHEAD: usize = 3;
 
 vectorised! {
     /// The pre-activations of what was noted, row by row, as far as they lie beyond their bounds.
@@ -63,49 +64,57 @@ impl<'a> Settling<'a> {
         }
     }
 
+    /// Wants those of a row's entries whose score says so.
     #[inline(always)]
-    fn want(&mut self, row: usize, i: usize) {
-        let (latent, entry) = (self.noted[row][i].0, (self.offsets[row] + i) as u32);
-        self.wanted.push(Wanted { latent, row: row as u32, entry });
+    fn want_if(&mut self, row: usize, is_wanted: impl Fn(f32) -> bool) {
+        let (noted, start) = (&self.noted[row], self.wanted.len());
+        self.wanted.resize(start + noted.len(), Wanted::default());
+        let mut n = start;
+        for (i, &(latent, score)) in noted.iter().enumerate() {
+            // Written in any case, and kept if it counts: which it does is hard to foresee.
+            self.wanted[n] = Wanted { latent, row: row as u32, entry: (self.offsets[row] + i) as u32 };
+            n += usize::from(is_wanted(score));
+        }
+        self.wanted.truncate(n);
     }
 
     #[inline(always)]
     fn all(&mut self) {
-        for row in 0..self.noted.len() {
-            (0..self.noted[row].len()).for_each(|i| self.want(row, i));
-        }
+        (0..self.noted.len()).for_each(|row| self.want_if(row, |_| true));
         self.compute();
     }
 
-    /// The k largest of each row, and what lies less than `slack` below the k-th.
+    /// The k largest of each row, and what lies less than `slack` below the k-th. The screened scores are nearly right,
+    /// so their k-th tells what to compute; what was computed then shows whether that was enough.
     #[inline(always)]
     fn largest(&mut self, top: Top) {
-        let (task, noted) = (self.task, self.noted);
-        let n_first = ((FIRST * top.k as f64) as usize).max(top.k + 4);
-        // What a row's score has to reach to be computed first; −∞: all of them are.
-        let mut first = vec![f32::NEG_INFINITY; noted.len()];
-        let mut scratch: Vec<f32> = Vec::new();
+        let (task, noted, screen) = (self.task, self.noted, self.task.screen());
+        let widest = task.widest_margin();
+        // Of each row what is computed, from this score on, and what shows that it was enough: k values from that one on.
+        let mut lower = vec![f32::NEG_INFINITY; noted.len()];
+        let mut enough = lower.clone();
+        let mut scratch = Vec::new();
         for (row, noted) in noted.iter().enumerate() {
-            if noted.len() > n_first {
+            if noted.len() > top.k {
                 scratch.clear();
                 scratch.extend(noted.iter().map(|&(_, score)| score));
-                first[row] = *scratch.select_nth_unstable_by(n_first - 1, |a, b| b.total_cmp(a)).1;
+                let kth = *scratch.select_nth_unstable_by(top.k - 1, |a, b| b.total_cmp(a)).1;
+                let bound = task.bounds.of(task.first_row + row);
+                let margin = widest.of(&screen, row, kth.abs().max(bound.abs()) + top.slack);
+                lower[row] = kth - top.slack - (1.0 + SPARE) * margin;
+                enough[row] = lower[row] + margin + top.slack;
             }
-            (0..noted.len()).filter(|&i| noted[i].1 >= first[row]).for_each(|i| self.want(row, i));
+            let lower = lower[row];
+            self.want_if(row, |score| score >= lower);
         }
         self.compute();
-        let screen = task.screen();
-        for (row, noted) in noted.iter().enumerate().filter(|&(row, _)| first[row] > f32::NEG_INFINITY) {
+        for row in 0..noted.len() {
             let entries = self.offsets[row]..self.offsets[row + 1];
-            scratch.clear();
-            scratch
-                .extend(noted.iter().zip(&self.pre_acts[entries]).map(|(&(j, _), pre)| pre - task.shift(j as usize)));
-            let kth = *scratch.select_nth_unstable_by(top.k - 1, |a, b| b.total_cmp(a)).1 - top.slack;
-            for (i, &(latent, score)) in noted.iter().enumerate() {
-                let can_reach = || score + task.margin(&screen, row, latent, score.abs() + top.slack) >= kth;
-                if score < first[row] && can_reach() {
-                    self.want(row, i);
-                }
+            let scores = self.noted[row].iter().zip(&self.pre_acts[entries]);
+            let is_enough = |&(&(j, _), pre): &(&Noted, &f32)| pre - task.shift(j as usize) >= enough[row];
+            if noted[row].len() > top.k && scores.filter(is_enough).count() < top.k {
+                let lower = lower[row];
+                self.want_if(row, |score| score < lower);
             }
         }
         self.compute();
@@ -130,34 +139,51 @@ impl<'a> Settling<'a> {
         }
         self.wanted.clear();
         let w_row = |j: u32| &input.w_enc[j as usize * input.d_model..(j as usize + 1) * input.d_model];
-        let mut rest = self.by_latent.as_slice();
+        let by_latent = std::mem::take(&mut self.by_latent);
+        let mut rest = by_latent.as_slice();
         while let Some(&Wanted { latent, .. }) = rest.first() {
             let (now, after) = rest.split_at(rest.iter().take_while(|wanted| wanted.latent == latent).count());
             rest = after;
-            if let Some(next) = rest.first() {
-                prefetch(w_row(next.latent));
-            }
+            // Nearly every latent is wanted by some token, so rows a little further on will be next.
+            let mut ahead = input.w_enc.get((latent as usize + AHEAD) * input.d_model..).unwrap_or_default();
             let (w, bias) = (w_row(latent), input.b_enc[latent as usize]);
-            let (fours, few) = now.as_chunks::<4>();
-            for four in fours {
-                let products = dot4(four.map(|wanted| self.task.token(wanted.row as usize)), w);
-                four.iter().zip(products).for_each(|(to, product)| self.pre_acts[to.entry as usize] = product + bias);
-            }
-            for to in few {
-                self.pre_acts[to.entry as usize] = dot(self.task.token(to.row as usize), w) + bias;
+            for some in now.chunks(4) {
+                let token = |i: usize| self.task.token(some[i].row as usize);
+                match some.len() {
+                    4 => self.put(some, dots(std::array::from_fn::<_, 4, _>(token), w, ahead), bias),
+                    3 => self.put(some, dots(std::array::from_fn::<_, 3, _>(token), w, ahead), bias),
+                    2 => self.put(some, dots(std::array::from_fn::<_, 2, _>(token), w, ahead), bias),
+                    _ => self.put(some, dots([token(0)], w, ahead), bias),
+                }
+                ahead = &[];
             }
         }
+        self.by_latent = by_latent;
+    }
+
+    #[inline(always)]
+    fn put<const N: usize>(&mut self, to: &[Wanted], products: [f32; N], bias: f32) {
+        to.iter().zip(products).for_each(|(to, product)| self.pre_acts[to.entry as usize] = product + bias);
     }
 
     #[inline(always)]
     fn found(&self) -> SparseRows {
+        let n_most: usize = self.noted.iter().map(Vec::len).sum();
         let mut found = SparseRows::new(self.task.input.b_enc.len());
+        (found.idx, found.vals) = (vec![0; n_most], vec![0.0; n_most]);
+        let mut n = 0;
         for (row, noted) in self.noted.iter().enumerate() {
             let bound = self.task.bounds.of(self.task.first_row + row);
             let pre_acts = &self.pre_acts[self.offsets[row]..self.offsets[row + 1]];
-            let entries = noted.iter().zip(pre_acts).map(|(&(latent, _), &pre)| (latent, pre));
-            found.push_row(entries.filter(|&(latent, pre)| pre - self.task.shift(latent as usize) > bound));
+            for (&(latent, _), &pre) in noted.iter().zip(pre_acts) {
+                // Written in any case, and kept if it counts: which it does is hard to foresee.
+                (found.idx[n], found.vals[n]) = (latent, pre);
+                n += usize::from(pre - self.task.shift(latent as usize) > bound);
+            }
+            found.indptr.push(n);
         }
+        found.idx.truncate(n);
+        found.vals.truncate(n);
         found
     }
 }

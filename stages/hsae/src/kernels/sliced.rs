@@ -38,9 +38,9 @@ impl Sliced {
     }
 
     /// One slice of a channel, [n_rows, WIDTH].
-    pub(crate) fn slice(&self, channel: usize, slice: usize) -> &[f32] {
+    pub(crate) fn slice(&self, channel: usize, slice: usize) -> &[[f32; WIDTH]] {
         let len = self.n_rows * WIDTH;
-        &self.values[(channel * self.n_slices() + slice) * len..][..len]
+        self.values[(channel * self.n_slices() + slice) * len..][..len].as_chunks().0
     }
 
     /// Cuts rows of one channel. Shapes: rows [n, d_model].
@@ -105,7 +105,7 @@ mod tests {
             sliced.fill(&vec![7.0; 200 * 128], 128);
             sliced.fill(&rows, d_model);
             for slice in 0..sliced.n_slices() {
-                for (t, row) in sliced.slice(0, slice).chunks(WIDTH).enumerate() {
+                for (t, row) in sliced.slice(0, slice).iter().enumerate() {
                     let columns = sliced.columns(slice);
                     assert_eq!(row[..columns.len()], rows[t * d_model..][columns.clone()]);
                     assert!(row[columns.len()..].iter().all(|&padding| padding == 0.0));

@@ -133,12 +133,6 @@ impl PackedEncoder {
         &self.scale[latents]
     }
 
-    /// Length and packing error of a latent.
-    #[inline(always)]
-    pub(crate) fn norms(&self, latent: usize) -> (f32, f32) {
-        (self.length[latent], self.error[latent])
-    }
-
     /// Largest length and packing error among some latents.
     pub(crate) fn worst(&self, latents: Range<usize>) -> (f32, f32) {
         let max = |values: &[f32]| values.iter().copied().fold(0.0, f32::max);
