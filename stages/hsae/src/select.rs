@@ -44,9 +44,9 @@ impl Selection {
 /// Tokens that tell where to start looking when there is no batch before.
 const N_SAMPLED: usize = 64;
 /// Thresholds drift from batch to batch: the next look starts at this share of the last one.
-const DRIFT: f32 = 0.95;
+const DRIFT: f32 = 0.96;
 /// Share of tokens that need a second look, about: a lower guess for all would cost more than they do.
-const SECOND_LOOKS: f64 = 0.003;
+const SECOND_LOOKS: f64 = 0.01;
 /// A look that found too little is followed by one from this share of its bound, and after so many by one from zero.
 const LOWER: f32 = 0.6;
 const LOOKS: usize = 6;

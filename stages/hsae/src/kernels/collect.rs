@@ -145,7 +145,7 @@ impl Task<'_> {
         let (step_rows, step_latents) = match self.input.packed.path() {
             Path::F32 => (TASK_ROWS.min(self.n_rows.next_multiple_of(TILE)), 512),
             #[cfg(target_arch = "x86_64")]
-            _ => (TILE, 128),
+            _ => (TILE, 256),
         };
         let mut tile = vec![0f32; step_rows * step_latents];
         let mut noted: Vec<Vec<Noted>> = (0..self.n_rows).map(|_| Vec::with_capacity(N_NOTED)).collect();

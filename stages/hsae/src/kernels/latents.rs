@@ -6,10 +6,13 @@ use rayon::prelude::*;
 use super::reconstruct::Prefixes;
 use super::sliced::{Sliced, WIDTH};
 use super::weighted::{Slice, sum, sum_and_products};
-use super::{axpy, dot};
+use super::{axpy, dot, prefetch};
 use crate::activation::{Activation, Flow, Own, Penalty};
 use crate::gradients::{BLOCK_LATENTS, Extra, Gradients};
 use crate::sparse::{Columns, SparseRows};
+
+/// Rows of W_dec are fetched so many latents before they are needed.
+const AHEAD: usize = 4;
 
 /// What the pass reads.
 pub(crate) struct Backward<'a> {
@@ -207,6 +210,8 @@ vectorised! {
         let start = input.columns.colptr[first];
         for (i, (grad, stats)) in grad.chunks_exact_mut(d_model).zip(stats).enumerate() {
             let j = first + i;
+            let ahead = (j + AHEAD) * d_model;
+            prefetch(input.w_dec.get(ahead + columns.start..ahead + columns.end).unwrap_or_default());
             let w = padded(&input.w_dec[j * d_model..][columns.clone()]);
             let flow = input.flow.slice(input.prefixes.of(j), slice);
             let entries = input.columns.range(j);
