@@ -98,6 +98,17 @@ def sae_lens_saes(golden):
         compare_sae_lens(golden, name, 2)
 
 
+    pursuit = sae_lens.MatchingPursuitSAEConfig(
+        **common, residual_threshold=0.0, max_iterations=K, stop_on_duplicate_support=False
+    )
+    sae = sae_lens.SAE.from_dict(pursuit.to_dict())
+    randomise(sae.named_parameters(), 60)
+    with torch.no_grad():
+        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+    sae.save_model(FOLDER / "sae_lens_matching_pursuit")
+    compare_sae_lens(golden, "matching_pursuit", K)
+
+
 def compare_sae_lens(golden, name, k):
     # In float32 throughout: the weights may be saved in less, our arithmetic is not.
     sae = sae_lens.SAE.load_from_disk(FOLDER / f"sae_lens_{name}", dtype="float32")

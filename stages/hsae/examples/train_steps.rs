@@ -156,9 +156,16 @@ impl Rows {
     /// Batches follow each other, and begin anew at the end of the file.
     fn batch(&mut self, step: usize) -> Result<Vec<f32>> {
         self.file.seek(SeekFrom::Start((step % self.n_batches * self.batch_len * 4) as u64))?;
-        let mut bytes = vec![0u8; 4 * self.batch_len];
-        self.file.read_exact(&mut bytes)?;
-        Ok(bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
+        let (mut batch, mut bytes) = (vec![0f32; self.batch_len], vec![0u8; 1 << 16]);
+        for values in batch.chunks_mut(bytes.len() / 4) {
+            let bytes = &mut bytes[..4 * values.len()];
+            self.file.read_exact(bytes)?;
+            values
+                .iter_mut()
+                .zip(bytes.as_chunks::<4>().0)
+                .for_each(|(value, &bytes)| *value = f32::from_le_bytes(bytes));
+        }
+        Ok(batch)
     }
 
     /// Of all rows, also those that fill no batch.

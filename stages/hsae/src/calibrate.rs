@@ -34,13 +34,7 @@ pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
     if let Some(tree) = &state.tree {
         sae.parent = tree.parents();
     }
-    if config.arch == Arch::MatchingPursuit {
-        let rule = Rule::TopK(config.k);
-        let [flat_native, flat_prior, gated_native, gated_prior] = [(); 4].map(|()| rule.clone());
-        sae.rules = Rules { flat_native, flat_prior, gated_native, gated_prior };
-    } else {
-        sae.rules = rules(&sae, rows);
-    }
+    sae.rules = rules(&sae, rows);
     sae
 }
 
@@ -100,6 +94,11 @@ pub(crate) fn folded(weights: &Weights, has_unit_rows: bool, scale: f32) -> Weig
 
 /// The rules of all modes, from rows in the SAE's own units.
 pub(crate) fn rules(sae: &TrainedSae, rows: &[f32]) -> Rules {
+    if sae.config.arch == Arch::MatchingPursuit {
+        // It chooses one latent after the other, and has no thresholds.
+        let [flat_native, flat_prior, gated_native, gated_prior] = [(); 4].map(|()| Rule::TopK(sae.config.k));
+        return Rules { flat_native, flat_prior, gated_native, gated_prior };
+    }
     // A first look at a few rows tells where to start collecting, latent by latent: frequent ones have low thresholds,
     // and going that low for all would be to look at everything. What started too high is noticed and lowered.
     let few = &rows[..rows.len().min(N_NOISE_ROWS * sae.d_model)];

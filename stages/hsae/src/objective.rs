@@ -87,6 +87,12 @@ impl<A: Activation> Objective<'_, A> {
     ) -> Found {
         let d_model = self.weights.d_model;
         let mut residuals = self.aux.map(|_| vec![0f32; self.target.len()]);
+        // What flows back is read for the last time before the encoder's gradient is written: one memory serves both.
+        let n_channels = self.prefixes.len() + usize::from(A::HAS_GATE);
+        let flow_is_lent = Sliced::len(n_channels, pre_acts.n_rows(), d_model) <= grads.w_enc.len();
+        if flow_is_lent {
+            room.flow.swap_room(&mut grads.w_enc);
+        }
         let found = reconstruct(
             self.activation,
             self.target,
@@ -107,7 +113,6 @@ impl<A: Activation> Objective<'_, A> {
         let (of_tokens, token_factors) = self.tokens(pre_acts);
         let input = Backward {
             x: &room.x,
-            flow: &room.flow,
             pre_acts,
             columns,
             prefixes: self.prefixes,
@@ -116,7 +121,7 @@ impl<A: Activation> Objective<'_, A> {
             d_model,
             extras: &extras,
         };
-        let mut totals = backward(self.activation, &input, self.is_constrained, grads);
+        let mut totals = backward(self.activation, &input, &mut room.flow, flow_is_lent, self.is_constrained, grads);
         totals.penalty.value += of_tokens;
         self.finish(losses, totals, grads)
     }

@@ -124,7 +124,7 @@ fn step_all(
         }
         let own = if Some(i) == last { std::mem::take(&mut batch) } else { batch.clone() };
         let batch_size = member.trainer.train.batch_size as u64;
-        match member.step(own) {
+        match member.step_or_error(own) {
             Ok(row) => {
                 n_stepped += 1;
                 progress.set(n_done + n_stepped * batch_size, || summary(member.sae, &row));
@@ -147,6 +147,15 @@ impl<'a> Member<'a> {
             stage.log.line(format!("{}: going on from step {}", sae.name, trainer.state.step));
         }
         Ok(Self { sae, task, trainer, curve: curve.unwrap_or_default() })
+    }
+
+    /// A step that ends in an error even where it panics, so that the others of its group go on.
+    fn step_or_error(&mut self, batch: Vec<f32>) -> Result<CurveRow> {
+        let name = self.sae.name.clone();
+        let step = || self.step(batch);
+        // A member that failed is dropped whole, so nothing half-changed is seen again.
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(step))
+            .unwrap_or_else(|_| Err(Error::msg(format!("{name}: a bug ended its training; what it was is above"))))
     }
 
     /// One step, and what is due after it.

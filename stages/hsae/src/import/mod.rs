@@ -52,6 +52,8 @@ enum Lengths {
     Each,
     /// All by their mean length: TopK compares latents, and other factors would change which are the largest.
     Common,
+    /// They have it already.
+    One,
 }
 
 /// Reads the folder of a finished SAE.
@@ -94,6 +96,7 @@ impl Foreign {
         let weights = match self.lengths {
             Lengths::Each => calibrate::folded(&self.weights, false, 1.0),
             Lengths::Common => by_mean_length(self.weights),
+            Lengths::One => self.weights,
         };
         for (name, values) in weights.named() {
             let is_finite = values.iter().all(|value| value.is_finite());

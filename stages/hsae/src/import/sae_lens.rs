@@ -13,10 +13,14 @@ use serde_json::Value;
 use super::tensors::{Dtype, Tensor, Tensors};
 use super::{Foreign, Lengths};
 use crate::export::transpose;
+use crate::kernels::dot;
 use crate::weights::Weights;
 
 pub(super) const CFG: &str = crate::export::CFG;
 pub(super) const WEIGHTS: &str = crate::export::WEIGHTS;
+
+/// How far a matching pursuit's decoder rows may be from length 1.
+const LENGTH_TOLERANCE: f32 = 1e-3;
 
 /// `cfg.json`, as far as it matters to what an SAE computes.
 struct Cfg {
@@ -31,9 +35,16 @@ struct Cfg {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Standard,
-    TopK { k: usize, is_rescaled: bool },
+    TopK {
+        k: usize,
+        is_rescaled: bool,
+    },
     JumpRelu,
     Gated,
+    /// W_dec is the encoder too.
+    MatchingPursuit {
+        k: usize,
+    },
 }
 
 /// BatchTopK and Matryoshka SAEs are saved as JumpReLU ones.
@@ -52,11 +63,14 @@ pub(super) fn read(cfg: &Path, weights: &Path) -> Result<Foreign> {
         ensure!(!tensors.has(name), "{}: `{name}`: finetuned scaling is not read", weights.display());
     }
     let Cfg { kind, d_in, d_sae, apply_b_dec_to_input, trained_as } = cfg;
+    if let Kind::MatchingPursuit { k } = kind {
+        return matching_pursuit(tensors, d_in, d_sae, k);
+    }
     let w_enc = tensors.take("W_enc", &[d_in, d_sae])?;
     let mut per_latent = |name: &str| tensors.take(name, &[d_sae]);
     let b_enc = per_latent(if kind == Kind::Gated { "b_gate" } else { "b_enc" })?;
     let own = match kind {
-        Kind::Standard | Kind::TopK { .. } => vec![],
+        Kind::Standard | Kind::TopK { .. } | Kind::MatchingPursuit { .. } => vec![],
         // An activation is never below zero, whatever the threshold.
         Kind::JumpRelu => vec![per_latent("threshold")?.into_iter().map(|threshold| threshold.max(0.0)).collect()],
         Kind::Gated => vec![per_latent("r_mag")?, per_latent("b_mag")?],
@@ -78,8 +92,43 @@ pub(super) fn read(cfg: &Path, weights: &Path) -> Result<Foreign> {
         Kind::TopK { k, is_rescaled: false } => (Arch::Topk, Some(k), Lengths::Common),
         Kind::JumpRelu => (trained_as.arch, trained_as.k, Lengths::Each),
         Kind::Gated => (Arch::Gated, None, Lengths::Each),
+        Kind::MatchingPursuit { k } => (Arch::MatchingPursuit, Some(k), Lengths::One),
     };
     Ok(Foreign { arch, k, prefixes: trained_as.prefixes, apply_b_dec_to_input, weights, lengths, file })
+}
+
+/// Errors: as `read`'s; decoder rows are not of length 1, so that a step would not take away what it explains.
+fn matching_pursuit(mut tensors: Tensors, d_in: usize, d_sae: usize, k: usize) -> Result<Foreign> {
+    let w_dec = tensors.take("W_dec", &[d_sae, d_in])?;
+    let b_dec = tensors.take("b_dec", &[d_in])?;
+    let file = tensors.file.clone();
+    tensors.finish("matching_pursuit")?;
+    for (j, row) in w_dec.chunks_exact(d_in).enumerate() {
+        let length = dot(row, row).sqrt();
+        let is_one = (length - 1.0).abs() <= LENGTH_TOLERANCE;
+        ensure!(is_one, "{}: W_dec[{j}] has length {length}; a matching pursuit's have length 1", file.display());
+    }
+    let weights =
+        Weights { d_model: d_in, d_sae, w_enc: w_dec.clone(), b_enc: vec![0.0; d_sae], w_dec, b_dec, own: vec![] };
+    let (arch, lengths) = (Arch::MatchingPursuit, Lengths::One);
+    Ok(Foreign { arch, k: Some(k), prefixes: vec![], apply_b_dec_to_input: true, weights, lengths, file })
+}
+
+/// Errors: the pursuit does not take a fixed number of steps from x − b_dec.
+fn pursuit_steps(cfg: &Value, d_sae: usize) -> Result<usize> {
+    let is = |key: &str, wanted: bool| cfg[key].as_bool().unwrap_or(true) == wanted;
+    ensure!(
+        cfg["residual_threshold"].as_f64() == Some(0.0) && is("stop_on_duplicate_support", false),
+        "residual_threshold = {}, stop_on_duplicate_support = {}: a matching pursuit is read that takes max_iterations \
+         steps on every token (0.0 and false)",
+        cfg["residual_threshold"],
+        cfg["stop_on_duplicate_support"]
+    );
+    ensure!(is("apply_b_dec_to_input", true), "apply_b_dec_to_input = false is not read of a matching pursuit");
+    let steps = cfg["max_iterations"].as_u64().map(|steps| steps as usize);
+    steps
+        .filter(|steps| (1..=d_sae).contains(steps))
+        .with_context(|| format!("max_iterations = {} is no number of steps", cfg["max_iterations"]))
 }
 
 impl Kind {
@@ -89,6 +138,7 @@ impl Kind {
             Self::TopK { .. } => "topk",
             Self::JumpRelu => "jumprelu",
             Self::Gated => "gated",
+            Self::MatchingPursuit { .. } => "matching_pursuit",
         }
     }
 }
@@ -123,9 +173,10 @@ fn read_cfg(path: &Path) -> Result<Cfg> {
         }
         Some("jumprelu") => Kind::JumpRelu,
         Some("gated") => Kind::Gated,
+        Some("matching_pursuit") => Kind::MatchingPursuit { k: pursuit_steps(&cfg, d_sae)? },
         _ => bail!(
-            "architecture = {} is not read; standard, topk, jumprelu and gated are, as which `save_inference_model` \
-             writes batchtopk and matryoshka_batchtopk too",
+            "architecture = {} is not read; standard, topk, jumprelu, gated and matching_pursuit are, as which \
+             `save_inference_model` writes batchtopk and matryoshka_batchtopk too",
             architecture.unwrap_or("unset")
         ),
     };

@@ -142,7 +142,7 @@ fn every_golden_encodes_and_decodes_as_where_it_comes_from() {
     let (x, goldens_of) = expected();
     let n_folders =
         std::fs::read_dir(goldens()).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
-    assert_eq!((n_folders, goldens_of.len()), (19, 19));
+    assert_eq!((n_folders, goldens_of.len()), (20, 20));
     for (name, golden) in goldens_of {
         let foreign = read_folder(&goldens().join(&name)).unwrap_or_else(|error| panic!("{name}: {error:#}"));
         let named = Sae { name: name.clone(), import: Some(goldens().join(&name)), ..Sae::default() };
@@ -170,6 +170,7 @@ fn every_golden_encodes_and_decodes_as_where_it_comes_from() {
         let arch = match golden.kind.as_str() {
             "standard" | "AutoEncoder" | "AutoEncoderNew" => Arch::Vanilla,
             "gated" | "GatedAutoEncoder" => Arch::Gated,
+            "matching_pursuit" => Arch::MatchingPursuit,
             "topk" | "AutoEncoderTopK" => Arch::Topk,
             "BatchTopKSAE" => Arch::Batchtopk,
             "MatryoshkaBatchTopKSAE" => Arch::Matryoshka,
@@ -203,6 +204,12 @@ fn what_weights_cannot_stand_for_is_refused_by_name() {
     check("sae_lens_topk", "\"k\": 3", "\"k\": 11", &["k = 11 exceeds d_sae = 10"]);
     check("sae_lens_topk", "\"sae_lens_version\": \"6.", "\"sae_lens_version\": \"5.", &["sae_lens_version = 5."]);
     check("sae_lens_topk", "\"d_sae\": 10", "\"d_sae\": -1", &["d_sae = -1 is no size"]);
+    let threshold = "\"residual_threshold\": 0.0";
+    let pursuit = "sae_lens_matching_pursuit";
+    check(pursuit, threshold, "\"residual_threshold\": 0.01", &["residual_threshold = 0.01", "max_iterations steps"]);
+    check(pursuit, "\"max_iterations\": 3", "\"max_iterations\": null", &["max_iterations = null"]);
+    let stops = "\"stop_on_duplicate_support\": false";
+    check(pursuit, stops, "\"stop_on_duplicate_support\": true", &["stop_on_duplicate_support = true"]);
     check("sae_lens_matryoshka", "[4, 7, 10]", "[7, 4, 10]", &["matryoshka_widths"]);
     check(
         "dictionary_learning_AutoEncoder",

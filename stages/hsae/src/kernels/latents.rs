@@ -18,8 +18,6 @@ const AHEAD: usize = 4;
 pub(crate) struct Backward<'a> {
     /// The encoder's input, one channel.
     pub(crate) x: &'a Sliced,
-    /// What flows back into the reconstructions, one channel each: see `reconstruct`.
-    pub(crate) flow: &'a Sliced,
     pub(crate) pre_acts: &'a SparseRows,
     pub(crate) columns: &'a Columns,
     pub(crate) prefixes: &'a Prefixes,
@@ -43,10 +41,13 @@ pub(crate) struct Totals {
 }
 
 /// ∂W_enc[j] = Σ_t g x[t], ∂b_enc[j] = Σ_t g and ∂W_dec[j] = Σ_t z · flow[t], where g = ∂L/∂pre at the entry (t, j).
-/// Every row of `grads` is written, but b_dec.
+/// Every row of `grads` is written, but b_dec. `flow` is what flows back into the reconstructions, one channel each (see
+/// `reconstruct`); where it lies in the memory of `grads.w_enc`, as `flow_is_lent` says, it is given back in between.
 pub(crate) fn backward<A: Activation>(
     activation: &A,
     input: &Backward,
+    flow: &mut Sliced,
+    flow_is_lent: bool,
     is_constrained: bool,
     grads: &mut Gradients,
 ) -> Totals {
@@ -64,15 +65,18 @@ pub(crate) fn backward<A: Activation>(
         activate(activation, input, block * BLOCK_LATENTS, acts, stats);
     });
 
-    for slice in 0..input.flow.n_slices() {
+    for slice in 0..flow.n_slices() {
         let parts = super::split_at_offsets(&mut reaching, &offsets).into_par_iter();
         let parts = parts.zip(split_for_gate(&mut reaching_gate, &offsets));
         let rows = grads.w_dec.par_chunks_mut(BLOCK_LATENTS * d_model).zip(stats.par_chunks_mut(BLOCK_LATENTS));
         rows.zip(parts).enumerate().for_each(|(block, ((w_dec, stats), reaching))| {
-            decoder_slice(input, slice, block * BLOCK_LATENTS, &acts, w_dec, stats, reaching);
+            decoder_slice(input, flow, slice, block * BLOCK_LATENTS, &acts, w_dec, stats, reaching);
         });
     }
     drop(acts);
+    if flow_is_lent {
+        flow.swap_room(&mut grads.w_enc);
+    }
     let parts = super::split_at_offsets(&mut reaching, &offsets).into_par_iter();
     let parts = parts.zip(split_for_gate(&mut reaching_gate, &offsets));
     let biases = grads.b_enc.par_chunks_mut(BLOCK_LATENTS).zip(grads.own.par_chunks_mut(BLOCK_LATENTS));
@@ -197,8 +201,10 @@ vectorised! {
 
 vectorised! {
     /// One slice of some latents' decoder gradients, and its share of what reaches their entries.
+    #[expect(clippy::too_many_arguments, reason = "what the pass reads, and its part of what it writes")]
     fn decoder_slice(
         input: &Backward,
+        flow: &Sliced,
         slice: usize,
         first: usize,
         acts: &[f32],
@@ -206,20 +212,20 @@ vectorised! {
         stats: &mut [RowStats],
         reaching: (&mut [f32], &mut [f32]),
     ) {
-        let (columns, d_model) = (input.flow.columns(slice), input.d_model);
+        let (columns, d_model) = (flow.columns(slice), input.d_model);
         let start = input.columns.colptr[first];
         for (i, (grad, stats)) in grad.chunks_exact_mut(d_model).zip(stats).enumerate() {
             let j = first + i;
             let ahead = (j + AHEAD) * d_model;
             prefetch(input.w_dec.get(ahead + columns.start..ahead + columns.end).unwrap_or_default());
             let w = padded(&input.w_dec[j * d_model..][columns.clone()]);
-            let flow = input.flow.slice(input.prefixes.of(j), slice);
+            let rows = flow.slice(input.prefixes.of(j), slice);
             let entries = input.columns.range(j);
             let here = entries.start - start..entries.end - start;
             let tokens = &input.columns.row[entries.clone()];
-            let mut sum = sum_and_products(flow, tokens, &acts[entries], &w, &mut reaching.0[here.clone()]);
+            let mut sum = sum_and_products(rows, tokens, &acts[entries], &w, &mut reaching.0[here.clone()]);
             if let Some(reaching) = reaching.1.get_mut(here).filter(|reaching| !reaching.is_empty()) {
-                let gate = input.flow.slice(input.prefixes.len(), slice);
+                let gate = flow.slice(input.prefixes.len(), slice);
                 tokens.iter().zip(reaching).for_each(|(&t, reaching)| *reaching += dot(&gate[t as usize], &w));
             }
             if stats.pull != 0.0 {

@@ -11,19 +11,34 @@ pub(crate) const WIDTH: usize = 64;
 pub(crate) struct Sliced {
     n_rows: usize,
     d_model: usize,
+    /// At least as long.
     values: Vec<f32>,
 }
 
 impl Sliced {
+    /// Values of so many rows.
+    pub(crate) fn len(n_channels: usize, n_rows: usize, d_model: usize) -> usize {
+        n_channels * d_model.div_ceil(WIDTH) * n_rows * WIDTH
+    }
+
+    /// Lends or takes back the memory: what is in it then means nothing.
+    pub(crate) fn swap_room(&mut self, room: &mut Vec<f32>) {
+        std::mem::swap(&mut self.values, room);
+    }
+
     /// Room for some rows; what it held before may still be there.
     pub(crate) fn resize(&mut self, n_channels: usize, n_rows: usize, d_model: usize) {
         (self.n_rows, self.d_model) = (n_rows, d_model);
-        self.values.resize(n_channels * d_model.div_ceil(WIDTH) * n_rows * WIDTH, 0.0);
+        let len = Self::len(n_channels, n_rows, d_model);
+        if self.values.len() < len {
+            self.values.resize(len, 0.0);
+        }
         let last = d_model % WIDTH;
-        if last > 0 {
+        if last > 0 && n_rows > 0 {
             // Padding stays zero, whatever the room held.
             let slice = n_rows * WIDTH;
-            let slices = self.values.par_chunks_mut(slice).skip(d_model / WIDTH).step_by(d_model.div_ceil(WIDTH));
+            let slices =
+                self.values[..len].par_chunks_mut(slice).skip(d_model / WIDTH).step_by(d_model.div_ceil(WIDTH));
             slices.for_each(|slice| slice.chunks_exact_mut(WIDTH).for_each(|row| row[last..].fill(0.0)));
         }
     }
@@ -60,7 +75,7 @@ impl Sliced {
         let mut blocks: Vec<BlockMut> =
             (0..n_blocks).map(|_| BlockMut { d_model, slices: Vec::with_capacity(n_slices) }).collect();
         if self.n_rows > 0 {
-            for slice in self.values.chunks_exact_mut(self.n_rows * WIDTH) {
+            for slice in self.values.chunks_exact_mut(self.n_rows * WIDTH).take(n_slices) {
                 for (block, part) in blocks.iter_mut().zip(slice.chunks_mut(BLOCK_ROWS * WIDTH)) {
                     block.slices.push(part);
                 }
