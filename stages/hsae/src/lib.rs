@@ -32,7 +32,7 @@ pub use trainer::{Timing, Trainer, TrainerState};
 pub use tree::{ParentEdge, TreeLearner, mutual_information_bits};
 pub use weights::{SaeModule, Weights};
 
-/// How the encoder's product is computed on this processor: `amx`, `avx512-bf16` or `f32`.
+/// How the encoder's product is computed on this processor: `amx`, `avx512-vnni`, `avx512-bf16` or `f32`.
 pub fn screen_path() -> &'static str {
     kernels::screen::Path::detect().name()
 }
