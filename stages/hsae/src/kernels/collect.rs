@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::compare::{self, CHUNK};
+use super::compare::{CHUNK, Chunk, Token, passes};
 use super::dot;
 use super::screen::{PackedEncoder, PackedRows, Path, Screen, TILE};
 use super::settle::settle;
@@ -17,6 +17,8 @@ const TASK_ROWS: usize = 256;
 const TASK_LATENTS: usize = 4096;
 /// Room for what passes the screen of a token, before it has to grow.
 const N_NOTED: usize = 128;
+/// Where only a token's k largest matter, one part in so many of the latents tells first where they may lie.
+const FIRST_PART: usize = 8;
 
 /// The encoder and a batch. Shapes: x_centered [B, d_model] (b_dec already subtracted), w_enc [d_sae, d_model],
 /// b_enc [d_sae].
@@ -126,6 +128,11 @@ pub(crate) fn collect_blocks<T: Send>(
 /// A latent that passed the screen of a token, and its pre-activation less the bounds' shift, about.
 pub(super) type Noted = (u32, f32);
 
+/// The k-th largest of at least k values; their order is lost.
+pub(super) fn kth_largest(values: &mut [f32], k: usize) -> f32 {
+    *values.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+}
+
 /// Some tokens against some latents.
 pub(super) struct Task<'a> {
     pub(super) input: EncoderInput<'a>,
@@ -149,16 +156,38 @@ impl Task<'_> {
         };
         let mut tile = vec![0f32; step_rows * step_latents];
         let mut noted: Vec<Vec<Noted>> = (0..self.n_rows).map(|_| Vec::with_capacity(N_NOTED)).collect();
+        let mut bounds: Vec<f32> = (0..self.n_rows).map(|row| self.bounds.of(self.first_row + row)).collect();
+        // Tokens' bounds are raised after a first part of the latents, then each time that as many again are done.
+        let mut raise_at = latents.start + (latents.len() / FIRST_PART).max(step_latents);
         for start in latents.clone().step_by(step_latents) {
-            let latents = start..(start + step_latents).min(latents.end);
-            let panel = self.panel(latents.clone());
+            let panel_latents = start..(start + step_latents).min(latents.end);
+            let panel = self.panel(panel_latents.clone());
             for row in (0..self.n_rows).step_by(step_rows) {
                 let rows = row..(row + step_rows).min(self.n_rows);
-                screen.product(rows.clone(), latents.clone(), &mut tile, step_latents);
-                scan_tile(self, &screen, &tile, step_latents, rows, &panel, &mut noted);
+                screen.product(rows.clone(), panel_latents.clone(), &mut tile, step_latents);
+                scan_tile(&screen, &tile, step_latents, rows, &bounds, &panel, &mut noted);
+            }
+            if let Some(top) = self.bounds.top.filter(|_| panel_latents.end >= raise_at) {
+                self.raise(&mut bounds, top, &noted);
+                raise_at = latents.start + 2 * (panel_latents.end - latents.start);
             }
         }
         noted
+    }
+
+    /// Raises bounds of tokens of which much was noted: nothing matters that surely lies more than the slack below the
+    /// k-th largest so far.
+    fn raise(&self, bounds: &mut [f32], top: Top, noted: &[Vec<Noted>]) {
+        let (screen, mut lower_ends) = (self.screen(), Vec::new());
+        for (row, (bound, noted)) in bounds.iter_mut().zip(noted).enumerate() {
+            if noted.len() > top.k {
+                let margins = self.margins(&screen, row);
+                lower_ends.clear();
+                lower_ends.extend(noted.iter().map(|&(latent, score)| score - margins.of(latent, score)));
+                let kth = kth_largest(&mut lower_ends, top.k);
+                *bound = bound.max(kth - top.slack);
+            }
+        }
     }
 
     pub(super) fn screen(&self) -> Screen<'_> {
@@ -181,93 +210,85 @@ impl Task<'_> {
         self.input.b_enc[latent] - self.shift(latent)
     }
 
-    fn panel(&self, latents: Range<usize>) -> Panel {
-        let margins = latents.clone().step_by(CHUNK).map(|start| self.margin(start..(start + CHUNK).min(latents.end)));
+    fn panel(&self, latents: Range<usize>) -> Panel<'_> {
+        let (length, error) = self.input.packed.norms();
         Panel {
             start: latents.start,
-            offsets: latents.clone().map(|j| self.offset(j)).collect(),
-            margins: margins.collect(),
+            offset: latents.clone().map(|j| self.offset(j)).collect(),
+            largest_offset: latents.clone().fold(0.0, |max, j| self.offset(j).abs().max(max)),
+            length: &length[latents.clone()],
+            error: &error[latents],
         }
     }
 
-    fn margin(&self, latents: Range<usize>) -> Margin {
-        let (length, error) = self.input.packed.worst(latents.clone());
-        Margin { length, error, offset: latents.fold(0.0, |max, j| self.offset(j).abs().max(max)) }
+    /// Margins of a token's screened scores.
+    #[inline(always)]
+    pub(super) fn margins<'b>(&'b self, screen: &'b Screen<'b>, row: usize) -> Margins<'b> {
+        Margins { task: self, screen, factors: screen.factors(row) }
     }
+}
 
-    /// The margin of any latent.
-    pub(super) fn widest_margin(&self) -> Margin {
-        self.margin(0..self.input.b_enc.len())
+/// How far screened scores of one token may lie from the f32 ones.
+pub(super) struct Margins<'a> {
+    task: &'a Task<'a>,
+    screen: &'a Screen<'a>,
+    factors: (f32, f32),
+}
+
+impl Margins<'_> {
+    #[inline(always)]
+    pub(super) fn of(&self, latent: u32, score: f32) -> f32 {
+        let (length, error) = self.task.input.packed.norms();
+        let ((a, b), j) = (self.factors, latent as usize);
+        let margin = a * length[j] + b * error[j] + self.screen.rounding(score, self.task.offset(j).abs());
+        if margin.is_finite() { margin } else { f32::INFINITY }
     }
 }
 
 vectorised! {
     /// What of a tile passes the screen goes to `noted`, by row of the task.
     fn scan_tile(
-        task: &Task,
         screen: &Screen,
         tile: &[f32],
         stride: usize,
         rows: Range<usize>,
+        bounds: &[f32],
         panel: &Panel,
         noted: &mut [Vec<Noted>],
     ) {
-        let n_chunks = panel.margins.len();
-        // [rows, n_chunks].
-        let mut lower = vec![0f32; rows.len() * n_chunks];
-        for (i, row) in rows.clone().enumerate() {
-            let bound = task.bounds.of(task.first_row + row);
-            for (lower, margin) in lower[i * n_chunks..(i + 1) * n_chunks].iter_mut().zip(&panel.margins) {
-                *lower = bound - margin.of(screen, row, bound);
-            }
-        }
-        for ((values, lower), row) in tile.chunks_exact(stride).zip(lower.chunks_exact(n_chunks)).zip(rows) {
-            scan_row(&values[..panel.offsets.len()], lower, panel, &mut noted[row]);
-        }
-    }
-}
-
-/// One token against the latents of a panel. Most chunks hold nothing, which one comparison of vectors tells.
-#[inline(always)]
-fn scan_row(values: &[f32], lower: &[f32], panel: &Panel, noted: &mut Vec<Noted>) {
-    let chunks = values.chunks(CHUNK).zip(panel.offsets.chunks(CHUNK)).zip(lower);
-    for (c, ((values, offsets), &lower)) in chunks.enumerate() {
-        let mut above = match (values.try_into(), offsets.try_into()) {
-            (Ok(values), Ok(offsets)) => compare::above(values, offsets, lower),
-            _ => compare::portable(values, offsets, lower),
-        };
-        while above != 0 {
-            let i = above.trailing_zeros() as usize;
-            above &= above - 1;
-            noted.push(((panel.start + c * CHUNK + i) as u32, values[i] + offsets[i]));
+        for (values, row) in tile.chunks_exact(stride).zip(rows) {
+            let ((a, b), bound) = (screen.factors(row), bounds[row]);
+            let token = Token { a, b, lower: bound - screen.rounding(bound, panel.largest_offset) };
+            panel.scan(&values[..panel.offset.len()], token, &mut noted[row]);
         }
     }
 }
 
 /// Some neighbouring latents, prepared for all tokens.
-struct Panel {
+struct Panel<'a> {
     start: usize,
     /// b_enc less the bounds' shift.
-    offsets: Vec<f32>,
-    /// One for each chunk.
-    margins: Vec<Margin>,
+    offset: Vec<f32>,
+    largest_offset: f32,
+    /// Length and packing error.
+    length: &'a [f32],
+    error: &'a [f32],
 }
 
-/// What the margin of some latents depends on: their largest norms and offset.
-pub(super) struct Margin {
-    length: f32,
-    error: f32,
-    offset: f32,
-}
-
-impl Margin {
-    /// How far a screened score near `bound` may lie from the f32 one. Adding the offset and comparing round too, by a
-    /// few units in the last place.
+impl Panel<'_> {
+    /// One token's values. Most chunks hold nothing, which one comparison of vectors tells.
     #[inline(always)]
-    pub(super) fn of(&self, screen: &Screen, row: usize, bound: f32) -> f32 {
-        screen.margin(row, self.length, self.error)
-            + 4.0 * f32::EPSILON * (self.offset + bound.abs())
-            + f32::MIN_POSITIVE
+    fn scan(&self, values: &[f32], token: Token, noted: &mut Vec<Noted>) {
+        let norms = self.length.chunks(CHUNK).zip(self.error.chunks(CHUNK));
+        let chunks = values.chunks(CHUNK).zip(self.offset.chunks(CHUNK).zip(norms));
+        for (c, (values, (offset, (length, error)))) in chunks.enumerate() {
+            let mut passing = passes(values, Chunk { offset, length, error }, token);
+            while passing != 0 {
+                let i = passing.trailing_zeros() as usize;
+                passing &= passing - 1;
+                noted.push(((self.start + c * CHUNK + i) as u32, values[i] + offset[i]));
+            }
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Finding the few values above a bound, by comparisons of whole vectors.
+//! Finding the few values that may lie above a bound, by comparisons of whole vectors.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -9,37 +9,60 @@ use super::Vectors;
 /// Values that are compared at once.
 pub(super) const CHUNK: usize = 32;
 
-/// Bit i tells whether values\[i\] + offsets\[i\] > lower.
-#[inline(always)]
-pub(super) fn above(values: &[f32; CHUNK], offsets: &[f32; CHUNK], lower: f32) -> u32 {
-    #[cfg(target_arch = "x86_64")]
-    match Vectors::detect() {
-        // SAFETY: the processor has these instructions, as was found.
-        Vectors::Avx512 => return unsafe { avx512(values, offsets, lower) },
-        // SAFETY: as above.
-        Vectors::Avx2 => return unsafe { avx2(values, offsets, lower) },
-        Vectors::Baseline => (),
-    }
-    portable(values, offsets, lower)
+/// Some neighbouring latents: what is added to a screened value, and what its margin depends on. At most CHUNK of each.
+#[derive(Clone, Copy)]
+pub(super) struct Chunk<'a> {
+    pub(super) offset: &'a [f32],
+    /// Length and packing error.
+    pub(super) length: &'a [f32],
+    pub(super) error: &'a [f32],
 }
 
-/// The same for the last few values of a row.
+/// A token's side: a value passes unless value + offset + (a · length + b · error) is at most `lower`. What is not a
+/// number passes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Token {
+    pub(super) a: f32,
+    pub(super) b: f32,
+    pub(super) lower: f32,
+}
+
+/// Bit i tells whether value i passes.
 #[inline(always)]
-pub(super) fn portable(values: &[f32], offsets: &[f32], lower: f32) -> u32 {
-    let bits = values.iter().zip(offsets).enumerate().map(|(i, (v, offset))| u32::from(v + offset > lower) << i);
-    bits.fold(0, |all, bit| all | bit)
+pub(super) fn passes(values: &[f32], chunk: Chunk, token: Token) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if let (Ok(values), Ok(offset), Ok(length), Ok(error)) =
+        (values.try_into(), chunk.offset.try_into(), chunk.length.try_into(), chunk.error.try_into())
+    {
+        match Vectors::detect() {
+            // SAFETY: the processor has these instructions, as was found.
+            Vectors::Avx512 => return unsafe { avx512([values, offset, length, error], token) },
+            // SAFETY: as above.
+            Vectors::Avx2 => return unsafe { avx2([values, offset, length, error], token) },
+            Vectors::Baseline => (),
+        }
+    }
+    portable(values, chunk, token)
+}
+
+#[inline(always)]
+fn portable(values: &[f32], chunk: Chunk, Token { a, b, lower }: Token) -> u32 {
+    let margins = chunk.length.iter().zip(chunk.error).map(|(length, error)| a * length + b * error);
+    let ends = values.iter().zip(chunk.offset).zip(margins).map(|((value, offset), margin)| value + offset + margin);
+    ends.enumerate().fold(0, |all, (i, end)| all | u32::from(end > lower || end.is_nan() || lower.is_nan()) << i)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn avx512(values: &[f32; CHUNK], offsets: &[f32; CHUNK], lower: f32) -> u32 {
-    let lower = _mm512_set1_ps(lower);
+fn avx512(chunk: [&[f32; CHUNK]; 4], token: Token) -> u32 {
+    let [a, b, lower] = [token.a, token.b, token.lower].map(|value| _mm512_set1_ps(value));
     let half = |i: usize| {
-        // SAFETY: both hold 32 values, and i is 0 or 16.
-        let (v, offset) =
-            unsafe { (_mm512_loadu_ps(values.as_ptr().add(i)), _mm512_loadu_ps(offsets.as_ptr().add(i))) };
-        _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_add_ps(v, offset), lower)
+        // SAFETY: all hold 32 values, and i is 0 or 16.
+        let [value, offset, length, error] = chunk.map(|part| unsafe { _mm512_loadu_ps(part.as_ptr().add(i)) });
+        let margin = _mm512_add_ps(_mm512_mul_ps(a, length), _mm512_mul_ps(b, error));
+        let end = _mm512_add_ps(_mm512_add_ps(value, offset), margin);
+        _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(end, lower)
     };
     u32::from(half(0)) | u32::from(half(16)) << 16
 }
@@ -47,15 +70,15 @@ fn avx512(values: &[f32; CHUNK], offsets: &[f32; CHUNK], lower: f32) -> u32 {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn avx2(values: &[f32; CHUNK], offsets: &[f32; CHUNK], lower: f32) -> u32 {
-    let lower = _mm256_set1_ps(lower);
+fn avx2(chunk: [&[f32; CHUNK]; 4], token: Token) -> u32 {
+    let [a, b, lower] = [token.a, token.b, token.lower].map(|value| _mm256_set1_ps(value));
     let mut bits = 0;
     for i in 0..4 {
-        // SAFETY: both hold four times eight values.
-        let (v, offset) =
-            unsafe { (_mm256_loadu_ps(values.as_ptr().add(8 * i)), _mm256_loadu_ps(offsets.as_ptr().add(8 * i))) };
-        let above = _mm256_cmp_ps::<_CMP_GT_OQ>(_mm256_add_ps(v, offset), lower);
-        bits |= (_mm256_movemask_ps(above) as u32) << (8 * i);
+        // SAFETY: all hold four times eight values.
+        let [value, offset, length, error] = chunk.map(|part| unsafe { _mm256_loadu_ps(part.as_ptr().add(8 * i)) });
+        let margin = _mm256_add_ps(_mm256_mul_ps(a, length), _mm256_mul_ps(b, error));
+        let end = _mm256_add_ps(_mm256_add_ps(value, offset), margin);
+        bits |= (_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NLE_UQ>(end, lower)) as u32) << (8 * i);
     }
     bits
 }
@@ -66,15 +89,24 @@ mod tests {
 
     #[test]
     fn every_instruction_set_finds_the_same() {
-        let values: [f32; CHUNK] = std::array::from_fn(|i| (i as f32 * 0.7).sin());
-        let offsets: [f32; CHUNK] = std::array::from_fn(|i| (i as f32 * 1.3).cos());
-        for lower in [-3.0, -0.5, 0.0, values[5] + offsets[5], 1.0, f32::NAN] {
-            let expected = portable(&values, &offsets, lower);
-            assert_eq!(above(&values, &offsets, lower), expected);
-            #[cfg(target_arch = "x86_64")]
-            if matches!(Vectors::detect(), Vectors::Avx512 | Vectors::Avx2) {
-                // SAFETY: AVX-512 comes with AVX2.
-                assert_eq!(unsafe { avx2(&values, &offsets, lower) }, expected);
+        let made_up = |frequency: f32| -> [f32; CHUNK] { std::array::from_fn(|i| (i as f32 * frequency).sin()) };
+        let [values, offset, length, error] = [0.7, 1.3, 0.2, 0.4].map(made_up);
+        let (length, error) = (length.map(f32::abs), error.map(|value| 0.01 * value.abs()));
+        let chunk = Chunk { offset: &offset, length: &length, error: &error };
+        let infinity = f32::INFINITY;
+        for lower in [-3.0, -0.5, 0.0, values[5] + offset[5], 1.0, f32::NAN] {
+            for (a, b) in [(0.0, 0.0), (0.1, 2.0), (infinity, 1.0), (0.0, f32::NAN)] {
+                let token = Token { a, b, lower };
+                let expected = portable(&values, chunk, token);
+                assert_eq!(passes(&values, chunk, token), expected, "{token:?}");
+                #[cfg(target_arch = "x86_64")]
+                if matches!(Vectors::detect(), Vectors::Avx512 | Vectors::Avx2) {
+                    // SAFETY: AVX-512 comes with AVX2.
+                    assert_eq!(unsafe { avx2([&values, &offset, &length, &error], token) }, expected, "{token:?}");
+                }
+                // The last few latents of a panel.
+                let few = Chunk { offset: &offset[..7], length: &length[..7], error: &error[..7] };
+                assert_eq!(passes(&values[..7], few, token), expected & 0x7f, "{token:?}");
             }
         }
     }

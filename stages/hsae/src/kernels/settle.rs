@@ -1,6 +1,6 @@
 //! What passed the screen, computed in f32: the last word on which pre-activations lie beyond their bounds.
 
-use super::collect::{Noted, Task, Top};
+use super::collect::{Noted, Task, Top, kth_largest};
 use super::dots;
 use crate::sparse::SparseRows;
 
@@ -64,16 +64,16 @@ impl<'a> Settling<'a> {
         }
     }
 
-    /// Wants those of a row's entries whose score says so.
+    /// Wants some of a row's entries.
     #[inline(always)]
-    fn want_if(&mut self, row: usize, is_wanted: impl Fn(f32) -> bool) {
+    fn want_if(&mut self, row: usize, is_wanted: impl Fn(usize) -> bool) {
         let (noted, start) = (&self.noted[row], self.wanted.len());
         self.wanted.resize(start + noted.len(), Wanted::default());
         let mut n = start;
-        for (i, &(latent, score)) in noted.iter().enumerate() {
+        for (i, &(latent, _)) in noted.iter().enumerate() {
             // Written in any case, and kept if it counts: which it does is hard to foresee.
             self.wanted[n] = Wanted { latent, row: row as u32, entry: (self.offsets[row] + i) as u32 };
-            n += usize::from(is_wanted(score));
+            n += usize::from(is_wanted(i));
         }
         self.wanted.truncate(n);
     }
@@ -85,36 +85,37 @@ impl<'a> Settling<'a> {
     }
 
     /// The k largest of each row, and what lies less than `slack` below the k-th. The screened scores are nearly right,
-    /// so their k-th tells what to compute; what was computed then shows whether that was enough.
+    /// so their k-th tells what to compute: what may reach it. What was computed then shows whether it is reached.
     #[inline(always)]
     fn largest(&mut self, top: Top) {
         let (task, noted, screen) = (self.task, self.noted, self.task.screen());
-        let widest = task.widest_margin();
-        // Of each row what is computed, from this score on, and what shows that it was enough: k values from that one on.
-        let mut lower = vec![f32::NEG_INFINITY; noted.len()];
-        let mut enough = lower.clone();
-        let mut scratch = Vec::new();
+        // What the k-th largest of each row is thought to reach.
+        let mut reached = vec![f32::NEG_INFINITY; noted.len()];
+        let (mut scores, mut upper_ends) = (Vec::new(), Vec::new());
         for (row, noted) in noted.iter().enumerate() {
+            let margins = task.margins(&screen, row);
+            upper_ends.clear();
+            upper_ends.extend(noted.iter().map(|&(latent, score)| score + margins.of(latent, score)));
             if noted.len() > top.k {
-                scratch.clear();
-                scratch.extend(noted.iter().map(|&(_, score)| score));
-                let kth = *scratch.select_nth_unstable_by(top.k - 1, |a, b| b.total_cmp(a)).1;
-                let bound = task.bounds.of(task.first_row + row);
-                let margin = widest.of(&screen, row, kth.abs().max(bound.abs()) + top.slack);
-                lower[row] = kth - top.slack - (1.0 + SPARE) * margin;
-                enough[row] = lower[row] + margin + top.slack;
+                scores.clear();
+                scores.extend(noted.iter().map(|&(_, score)| score));
+                let all_margins: f32 = noted.iter().zip(&upper_ends).map(|(&(_, score), upper)| upper - score).sum();
+                reached[row] = kth_largest(&mut scores, top.k) - SPARE * all_margins / noted.len() as f32;
+                if reached[row].is_nan() {
+                    reached[row] = f32::NEG_INFINITY;
+                }
             }
-            let lower = lower[row];
-            self.want_if(row, |score| score >= lower);
+            let lower = reached[row] - top.slack;
+            self.want_if(row, |i| upper_ends[i] >= lower);
         }
         self.compute();
         for row in 0..noted.len() {
             let entries = self.offsets[row]..self.offsets[row + 1];
-            let scores = self.noted[row].iter().zip(&self.pre_acts[entries]);
-            let is_enough = |&(&(j, _), pre): &(&Noted, &f32)| pre - task.shift(j as usize) >= enough[row];
-            if noted[row].len() > top.k && scores.filter(is_enough).count() < top.k {
-                let lower = lower[row];
-                self.want_if(row, |score| score < lower);
+            let scores = self.noted[row].iter().zip(&self.pre_acts[entries.clone()]);
+            let reaches = |&(&(j, _), pre): &(&Noted, &f32)| pre - task.shift(j as usize) >= reached[row];
+            if noted[row].len() > top.k && scores.filter(reaches).count() < top.k {
+                let is_left: Vec<bool> = self.pre_acts[entries].iter().map(|&pre| pre == f32::NEG_INFINITY).collect();
+                self.want_if(row, |i| is_left[i]);
             }
         }
         self.compute();

@@ -133,10 +133,10 @@ impl PackedEncoder {
         &self.scale[latents]
     }
 
-    /// Largest length and packing error among some latents.
-    pub(crate) fn worst(&self, latents: Range<usize>) -> (f32, f32) {
-        let max = |values: &[f32]| values.iter().copied().fold(0.0, f32::max);
-        (max(&self.length[latents.clone()]), max(&self.error[latents]))
+    /// Lengths and packing errors, [d_sae].
+    #[inline(always)]
+    pub(crate) fn norms(&self) -> (&[f32], &[f32]) {
+        (&self.length, &self.error)
     }
 }
 

@@ -182,17 +182,21 @@ impl Screen<'_> {
         }
     }
 
-    /// How far a screened value may lie from the f32 one, for a token and latents of at most this length and packing
-    /// error: ‖δx‖·‖w‖ + ‖x‖·‖δw‖ by Cauchy and Schwarz, and the rounding of both sums, whose worst case is d_model
-    /// half-units of the products' lengths. Norms are themselves sums of floats, hence the last factor.
+    /// How far a screened value of a token may lie from the f32 one: a · length + b · error of the latent, and what is
+    /// lost where products underflow. That is ‖δx‖·‖w‖ + ‖x‖·‖δw‖ by Cauchy and Schwarz, and the rounding of both sums,
+    /// whose worst case is d_model half-units of the products' lengths. Norms are themselves sums of floats, hence the
+    /// last factor.
     #[inline(always)]
-    pub(super) fn margin(&self, row: usize, length: f32, error: f32) -> f32 {
-        let d_model = self.encoder.d_model() as f32;
-        let rounding = (d_model + 32.0) * f32::EPSILON;
-        let (x_length, x_error) = (self.rows.length[row], self.rows.error[row]);
-        let margin = (x_error * length + x_length * error + rounding * x_length * length) * 1.001;
-        // Products that underflow are lost one by one. What has no finite margin passes the screen.
-        let margin = margin + d_model * f32::MIN_POSITIVE;
-        if margin.is_finite() { margin } else { f32::INFINITY }
+    pub(super) fn factors(&self, row: usize) -> (f32, f32) {
+        let rounding = (self.encoder.d_model() as f32 + 32.0) * f32::EPSILON;
+        let (length, error) = (self.rows.length[row], self.rows.error[row]);
+        ((error + rounding * length) * 1.001, length * 1.001)
+    }
+
+    /// Rounding near a bound and with offsets up to some size: values are offset, widened by their margins and compared,
+    /// and products that underflow are lost one by one.
+    #[inline(always)]
+    pub(super) fn rounding(&self, bound: f32, offset: f32) -> f32 {
+        8.0 * f32::EPSILON * (bound.abs() + offset) + (self.encoder.d_model() as f32 + 1.0) * f32::MIN_POSITIVE
     }
 }
