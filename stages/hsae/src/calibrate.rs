@@ -191,7 +191,8 @@ impl Fit {
     }
 }
 
-/// ReLU, TopK and JumpReLU as they are; for BatchTopK and Tree SAEs the threshold, per level where levels have budgets, that gives the wanted L0.
+/// ReLU, TopK and JumpReLU as they are; for BatchTopK and Tree SAEs the threshold that gives the wanted L0, per level where
+/// levels have budgets.
 fn native_rule(sae: &TrainedSae, candidates: &SparseRows, scores: &[f32]) -> Rule {
     let config = &sae.config;
     let n_rows = candidates.n_rows() as f64;

@@ -150,6 +150,15 @@ impl TrainedSae {
         ensure!(inside, "{}: a parent lies outside the {d_sae} latents", path.display());
         let path = input.file(export::RULES)?;
         let (gate, rules) = export::read_rules(&path, d_sae).with_context(|| path.display().to_string())?;
+        if let TreeGate::Hard { .. } = gate {
+            let n_coarse = cfg.config.n_coarse;
+            let is_coarse = parent.iter().flatten().all(|&parent| (parent as usize) < n_coarse);
+            ensure!(
+                is_coarse,
+                "{}: a parent is none of the {n_coarse} coarse latents",
+                input.file(export::TREE)?.display()
+            );
+        }
         Ok(Self {
             n_coarse: cfg.config.n_coarse,
             config: cfg.config,

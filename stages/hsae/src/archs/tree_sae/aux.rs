@@ -40,7 +40,7 @@ impl CoarseAux<'_> {
     ) -> (f64, Option<Extra>) {
         let d_model = weights.d_model;
         let n = target.len() as f64;
-        let mut minus_e = decode_rows(pre_acts, &weights.w_dec, &vec![0.0; d_model], self.n_coarse); // x̂_coarse − b_dec
+        let mut minus_e = decode_rows(pre_acts, &weights.w_dec, &vec![0.0; d_model], self.n_coarse); // x̂_coarse − b_dec, then − e
         minus_e.par_chunks_exact_mut(d_model).zip(target.par_chunks_exact(d_model)).for_each(|(e, x)| axpy(e, -1.0, x));
         let spread = sum_over_rows(&minus_e, d_model, |row| {
             let mean = mean_of(row);
