@@ -15,6 +15,7 @@ A TopK SAE that compares activations of decoder rows of different lengths keeps 
 dividing each by its own would change which are the largest. Its activations are multiplied by the mean length.
 """
 
+import argparse
 import json
 import pathlib
 import shutil
@@ -176,6 +177,7 @@ def compare_dictionary_learning(golden, name, k):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     shutil.rmtree(FOLDER, ignore_errors=True)
     golden = Golden()
     sae_lens_saes(golden)

@@ -10,7 +10,7 @@ Rows of the table: `tokens SEQUENCE ids…`, `norm SEQUENCE HOOK position value`
 hook whose activation is replaced by zeros at every position but the first).
 """
 
-import sys
+import argparse
 
 import numpy as np
 from lm_gguf import Model
@@ -97,7 +97,9 @@ def mean_loss(logits, ids):
 
 
 def main():
-    llama = Llama(sys.argv[1])
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("model", metavar="MODEL.gguf")
+    llama = Llama(p.parse_args().model)
     for name, ids in SEQUENCES.items():
         print("tokens", name, *ids, sep="\t")
         activations, logits = llama.forward(ids)

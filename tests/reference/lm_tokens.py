@@ -8,8 +8,8 @@ The ids come from a byte-pair encoder written out below, in the plainest way; th
 Rows of the table: the text as a JSON string, then its ids.
 """
 
+import argparse
 import json
-import sys
 
 import regex
 from lm_gguf import Model
@@ -84,7 +84,9 @@ def packaged(tokens, merges):
 
 
 def main():
-    fields = Model(sys.argv[1]).fields
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("model", metavar="MODEL.gguf")
+    fields = Model(p.parse_args().model).fields
     tokens, merges = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.merges"]
     bpe, other = Bpe(tokens, merges), packaged(tokens, merges)
     for text in TEXTS:

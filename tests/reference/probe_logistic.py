@@ -7,10 +7,14 @@ Prints the data, one example a line (`row label x0 x1 x2`), then the solutions
 (`solution C intercept w0 w1 w2`). Features are standardised, as the stage does before it fits.
 """
 
+import argparse
+
 import numpy as np
 import sklearn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+
+argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
 
 rng = np.random.default_rng(0)
 n = 60

@@ -9,9 +9,13 @@ Lines:
     copula MI (bits), parent magnitudes, child magnitudes
 """
 
+import argparse
+
 import numpy as np
 from scipy import stats
 from sklearn.metrics import mutual_info_score
+
+argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
 
 rng = np.random.default_rng(0)
 

@@ -9,6 +9,7 @@ than 1e-5 of the largest one; entries so close to their threshold that rounding 
 apart, and may be one in ten thousand.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -35,7 +36,15 @@ def ours(run, name, n_rows, d_sae):
     return acts
 
 
-def main(run, n_rows=512):
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("run", metavar="RUN", help="the run's folder")
+    p.add_argument("n_rows", metavar="N_ROWS", type=int, nargs="?", default=512, help="held-out rows; 512 by default")
+    args = p.parse_args()
+    return compare(args.run, args.n_rows)
+
+
+def compare(run, n_rows):
     part = sorted(pathlib.Path(run, "harvest/heldout").glob("part-*.parquet"))[0]
     column = pq.read_table(part, columns=["activation"]).column(0).slice(0, n_rows).combine_chunks()
     x = column.values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(n_rows, -1)
@@ -65,4 +74,4 @@ def main(run, n_rows=512):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:])))
+    sys.exit(main())

@@ -3,6 +3,7 @@
     pip install dictionary-learning sae-lens
     python tests/reference/training.py OUT_DIR [RECIPE…]      writes OUT_DIR/RECIPE.txt
     python tests/reference/training.py --check [RECIPE…]      how far rounding alone can move each curve
+    python tests/reference/training.py --help
 
 The committed goldens are in tests/golden/training. Recipes that have a published trainer are trained by it: its own
 `update` on its own loss. The rest are written out below, plainly.
@@ -21,10 +22,10 @@ taken before the step's update, then `final NAME value`: sums of squares of the 
 L0. data.txt holds a few numbers of the data and the first weights, to find a difference there first.
 """
 
+import argparse
 import copy
 import math
 import pathlib
-import sys
 import warnings
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -806,16 +807,33 @@ def mutual_information(p11, p, q):
 # ---------------------------------------------------------------------------------------------------------------- main
 
 
-def main(out, names):
+def arguments():
+    """OUT_DIR and RECIPE share a list, since the first is one more RECIPE beside --check."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage="%(prog)s [--check] [OUT_DIR] [RECIPE…]")
+    p.add_argument("--check", action="store_true", help="how far rounding alone can move each curve; writes nothing")
+    p.add_argument("words", nargs="*", metavar="[OUT_DIR] [RECIPE…]", help="where to write, and what; all without a name")
+    args = p.parse_args()
+    if not args.check and not args.words:
+        p.error("name OUT_DIR, or say --check")
+    names = args.words if args.check else args.words[1:]
+    unknown = [name for name in names if name not in RECIPES]
+    if unknown:
+        p.error(f"no recipe {unknown[0]}; there are {', '.join(RECIPES)}")
+    return (None if args.check else pathlib.Path(args.words[0])), names or list(RECIPES)
+
+
+def check(names):
+    for name in names:
+        curve, other = (np.array(RECIPES[name](make_world(noise)).rows) for noise in (0.0, 1e-6))
+        relative = np.abs(other[:, 1] / curve[:, 1] - 1.0)
+        print(f"{name}: first weights moved by 1e-6, losses by at most {relative.max():.1e}")
+
+
+def main():
+    folder, names = arguments()
     torch.set_num_threads(1)
-    names = names or list(RECIPES)
-    if out == "--check":
-        for name in names:
-            curve, other = (np.array(RECIPES[name](make_world(noise)).rows) for noise in (0.0, 1e-6))
-            relative = np.abs(other[:, 1] / curve[:, 1] - 1.0)
-            print(f"{name}: first weights moved by 1e-6, losses by at most {relative.max():.1e}")
-        return
-    folder = pathlib.Path(out)
+    if folder is None:
+        return check(names)
     folder.mkdir(parents=True, exist_ok=True)
     world = make_world()
     (folder / "data.txt").write_text(data_golden(world), encoding="utf-8")
@@ -825,6 +843,4 @@ def main(out, names):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    main(sys.argv[1], sys.argv[2:])
+    main()

@@ -147,8 +147,8 @@ fn a_wrong_pipeline_is_refused_by_file_and_key() {
     check("batch_size:", "batchsize:", &["batchsize", "line"]);
     check("batch_size: 256", "batch_size: many", &["batch_size", "line"]);
     check("lr: 3e-3", "lr: .nan", &["train.lr = NaN"]);
-    check("k: 2, tree", "k: 200, tree", &["train.saes[3].k = 200"]);
-    check("name: hiersae", "name: vanilla", &["train.saes[3].name = vanilla"]);
+    check("k: 2, tree", "k: 200, tree", &["train.saes[4].k = 200"]);
+    check("name: hiersae", "name: vanilla", &["train.saes[4].name = vanilla"]);
     check("synthetic:", "imaginary:", &["imaginary"]);
     check("n_train: 12000", "n_train: 0", &["source.synthetic.n_train"]);
     check("n_shifts: 5", "n_shifts: -5", &["n_shifts"]);

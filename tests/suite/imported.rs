@@ -93,5 +93,5 @@ fn a_folder_without_an_sae_is_named_by_its_key() {
     let run = Run::finished();
     import(&run, &repository().join("configs"));
     let message = run.expect_error("fetch", &[]);
-    assert!(message.contains("train.saes[4].import") && message.contains("`cfg.json`"), "{message}");
+    assert!(message.contains("train.saes[5].import") && message.contains("`cfg.json`"), "{message}");
 }

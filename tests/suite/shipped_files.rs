@@ -9,7 +9,7 @@ fn the_schema_for_editors_is_up_to_date() {
     let shipped = std::fs::read_to_string(path).unwrap();
     assert!(
         shipped.trim_end() == config::json_schema().trim_end(),
-        "run `cargo run --release --workspace --example schema > pipeline.schema.json`"
+        "run `cargo run --release --example schema > pipeline.schema.json`"
     );
 }
 

@@ -99,7 +99,7 @@ fn main() -> Result<()> {
 
 fn sae(args: &Args) -> Result<Sae> {
     let arch: Arch = serde_json::from_value(json!(args.arch)).context("--arch")?;
-    let n_coarse = if matches!(arch, Arch::Matryoshka | Arch::Hiersae) { args.d_sae / 8 } else { 0 };
+    let n_coarse = if matches!(arch, Arch::Matryoshka | Arch::TreeSae | Arch::Hiersae) { args.d_sae / 8 } else { 0 };
     let is_hiersae = arch == Arch::Hiersae;
     Ok(Sae {
         name: args.arch.clone(),

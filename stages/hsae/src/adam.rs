@@ -5,10 +5,20 @@ use rayon::prelude::*;
 
 use crate::gradients::Gradients;
 use crate::kernels::screen::{PANEL, PackedEncoder};
-use crate::kernels::{axpy, vectorised};
+use crate::kernels::{axpy, dot, vectorised};
 use crate::weights::{Weights, normalise_row};
 
 const EPSILON: f32 = 1e-8;
+
+/// Lengths of decoder rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lengths {
+    Free,
+    /// 1 after each step.
+    UnitAfter,
+    /// 1 before each step, which is then across the rows as well; they keep what it makes of them.
+    UnitBefore,
+}
 
 /// Kingma & Ba 2015, "Adam: a method for stochastic optimization", algorithm 1.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,8 +26,8 @@ pub struct Adam {
     pub beta1: f32,
     pub beta2: f32,
     pub max_grad_norm: f32,
-    /// Decoder rows have length 1 after each step.
-    pub is_constrained: bool,
+    pub lengths: Lengths,
+    pub epsilon: f32,
     /// Steps done.
     pub step: u64,
     /// First and second moments, shaped like the parameters they belong to.
@@ -26,12 +36,13 @@ pub struct Adam {
 }
 
 impl Adam {
-    pub fn new(weights: &Weights, beta1: f64, beta2: f64, max_grad_norm: f64, is_constrained: bool) -> Self {
+    pub fn new(weights: &Weights, beta1: f64, beta2: f64, max_grad_norm: f64, lengths: Lengths) -> Self {
         Self {
             beta1: beta1 as f32,
             beta2: beta2 as f32,
             max_grad_norm: max_grad_norm as f32,
-            is_constrained,
+            lengths,
+            epsilon: EPSILON,
             step: 0,
             first: weights.zeros_like(),
             second: weights.zeros_like(),
@@ -64,8 +75,9 @@ impl Adam {
             clip,
             first_scale: 1.0 / correction(self.beta1),
             second_scale: 1.0 / correction(self.beta2).sqrt(),
+            epsilon: self.epsilon,
         };
-        let is_constrained = self.is_constrained;
+        let lengths = self.lengths;
         let (m, v) = (&mut self.first, &mut self.second);
         let block = PANEL * d_model;
         let w_enc = weights.w_enc.par_chunks_mut(block).zip(m.w_enc.par_chunks_mut(block));
@@ -75,8 +87,8 @@ impl Adam {
         let rows = lr_rows.par_chunks(PANEL).zip(along.par_chunks(PANEL));
         w_enc.zip(w_dec).zip(packed.blocks()).zip(rows).for_each(
             |(((((enc, m_enc), (v_enc, g_enc)), ((dec, m_dec), (v_dec, g_dec))), mut panel), (lr, along))| {
-                update_rows(&rule, enc, m_enc, v_enc, g_enc, lr, None);
-                update_rows(&rule, dec, m_dec, v_dec, g_dec, lr, is_constrained.then_some(along));
+                update_rows(&rule, enc, m_enc, v_enc, g_enc, lr, (Lengths::Free, along));
+                update_rows(&rule, dec, m_dec, v_dec, g_dec, lr, (lengths, along));
                 panel.pack(enc);
             },
         );
@@ -94,8 +106,8 @@ impl Adam {
 }
 
 vectorised! {
-    /// Some neighbouring rows, each with its own learning rate. Constrained rows say how far their gradients go along
-    /// them.
+    /// Some neighbouring rows, each with its own learning rate, their lengths, and how far gradients go along them where
+    /// they have length 1.
     fn update_rows(
         rule: &Rule,
         w: &mut [f32],
@@ -103,20 +115,27 @@ vectorised! {
         v: &mut [f32],
         g: &[f32],
         lr: &[f32],
-        constrained: Option<&[f32]>,
+        rows: (Lengths, &[f32]),
     ) {
+        let (lengths, along) = rows;
         let d = w.len() / lr.len();
         let mut across = vec![0f32; d];
         let moments = m.chunks_exact_mut(d).zip(v.chunks_exact_mut(d));
         for (i, ((w, (m, v)), g)) in w.chunks_exact_mut(d).zip(moments).zip(g.chunks_exact(d)).enumerate() {
-            match constrained {
-                Some(along) => {
+            match lengths {
+                Lengths::UnitAfter => {
                     across.copy_from_slice(g);
                     axpy(&mut across, -along[i], w);
                     rule.apply(w, m, v, &across, lr[i]);
                     normalise_row(w);
                 }
-                None => rule.apply(w, m, v, g, lr[i]),
+                Lengths::UnitBefore => {
+                    normalise_row(w);
+                    across.copy_from_slice(g);
+                    axpy(&mut across, -dot(g, w), w);
+                    rule.apply(w, m, v, &across, lr[i]);
+                }
+                Lengths::Free => rule.apply(w, m, v, g, lr[i]),
             }
         }
     }
@@ -131,6 +150,7 @@ struct Rule {
     /// Bias corrections, of the moment and of the root of the second moment.
     first_scale: f32,
     second_scale: f32,
+    epsilon: f32,
 }
 
 impl Rule {
@@ -141,7 +161,7 @@ impl Rule {
             let g = g * self.clip;
             *m = self.beta1 * *m + (1.0 - self.beta1) * g;
             *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-            *w -= step * *m / (v.sqrt() * self.second_scale + EPSILON);
+            *w -= step * *m / (v.sqrt() * self.second_scale + self.epsilon);
         }
     }
 }

@@ -9,9 +9,11 @@ use crate::kernels::{Bounds, EncoderInput, TokenBounds, vectorised};
 use crate::schedule::full_budget;
 use crate::select::{Budget, Gate, Scope, gated_scores, select_batch};
 use crate::sparse::SparseRows;
-use crate::trained::{Magnitude, Packed, Rule, Rules, TrainedSae, apply};
+use crate::trained::{Magnitude, Packed, Rule, Rules, TrainedSae, TreeGate, apply};
 use crate::trainer::Trainer;
 use crate::weights::Weights;
+
+mod hard;
 
 /// Rows that the noise of inactive latents is measured on.
 const N_NOISE_ROWS: usize = 2048;
@@ -25,14 +27,17 @@ const RATE_FLOOR: f64 = 0.05;
 pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
     let (state, config) = (&trainer.state, &trainer.config);
     let weights = folded(&state.weights, config.has_unit_rows(), scale);
-    let gate = match (config.tree(), state.mean_activation) {
-        (Some(tree), Some(mean_activation)) => (tree.gate * mean_activation) as f32 / scale,
-        _ => 0.0,
+    let gate = match (config.tree_sae(), config.tree(), state.mean_activation) {
+        (Some(tree), ..) => TreeGate::Hard { active_above: tree.active_above as f32 / scale },
+        (None, Some(tree), Some(mean_activation)) => TreeGate::Soft((tree.gate * mean_activation) as f32 / scale),
+        _ => TreeGate::Soft(0.0),
     };
     let mut sae = assembled(config.clone(), trainer.seed, weights);
     sae.gate = gate;
-    if let Some(tree) = &state.tree {
-        sae.parent = tree.parents();
+    match (&state.tree, &state.family) {
+        (Some(tree), _) => sae.parent = tree.parents(),
+        (None, Some(family)) => sae.parent = family.parents(),
+        (None, None) => {}
     }
     sae.rules = rules(&sae, rows);
     sae
@@ -52,7 +57,7 @@ pub(crate) fn assembled(config: Sae, seed: u64, weights: Weights) -> TrainedSae 
         w_dec: weights.w_dec,
         b_dec: weights.b_dec,
         magnitude: None,
-        gate: 0.0,
+        gate: TreeGate::Soft(0.0),
         packed: Packed::default(),
         rules: Rules {
             flat_native: Rule::Positive,
@@ -114,7 +119,10 @@ pub(crate) fn rules(sae: &TrainedSae, rows: &[f32]) -> Rules {
             }
         }
         if is_low_enough {
-            return fit.rules;
+            return match sae.gate {
+                TreeGate::Soft(_) => fit.rules,
+                TreeGate::Hard { active_above } => hard::rules(sae, rows, fit, active_above),
+            };
         }
     }
 }
@@ -122,6 +130,8 @@ pub(crate) fn rules(sae: &TrainedSae, rows: &[f32]) -> Rules {
 /// Rules fitted to the candidates above some bounds, which have to reach down to all that they rest on.
 struct Fit {
     rules: Rules,
+    /// What the prior adds to scores, [d_sae].
+    shift: Vec<f32>,
     /// What a latent's candidates have to reach down to, [d_sae].
     lowest: Vec<f32>,
 }
@@ -162,8 +172,11 @@ impl Fit {
             Rule::Above(shift.iter().map(|shift| (t - shift).max(0.0)).collect())
         };
         let flat_prior = prior(&candidates.vals);
-        let gate = Gate { parent: &sae.parent, strength: sae.gate };
-        let scores = gated_scores(&candidates, &acts, gate);
+        let scores = match sae.gate {
+            TreeGate::Soft(strength) => gated_scores(&candidates, &acts, Gate { parent: &sae.parent, strength }),
+            // Thresholds behind a hard gate rest on other candidates.
+            TreeGate::Hard { .. } => candidates.vals.clone(),
+        };
         let rules = Rules { gated_native: native(&scores), gated_prior: prior(&scores), flat_native, flat_prior };
         let mut lowest = vec![cut; sae.d_sae];
         for rule in [&rules.flat_native, &rules.flat_prior, &rules.gated_native, &rules.gated_prior] {
@@ -173,23 +186,24 @@ impl Fit {
                 Rule::TopK(_) => {}
             }
         }
-        Self { rules, lowest }
+        Self { rules, shift, lowest }
     }
 }
 
-/// ReLU, TopK and JumpReLU as they are; for BatchTopK the threshold, per level where levels have budgets, that gives the wanted L0.
+/// ReLU, TopK and JumpReLU as they are; for BatchTopK and Tree SAEs the threshold that gives the wanted L0, per level where
+/// levels have budgets.
 fn native_rule(sae: &TrainedSae, candidates: &SparseRows, scores: &[f32]) -> Rule {
     let config = &sae.config;
     let n_rows = candidates.n_rows() as f64;
     match (config.select(), full_budget(config)) {
         (Select::Jumprelu, _) => sae.rules.flat_native.clone(),
         (Select::Relu, _) | (_, Budget::All) => Rule::Positive,
-        (Select::Topk, _) => Rule::TopK(config.k),
+        (Select::Topk, Budget::Shared { .. }) => Rule::TopK(config.k),
         (Select::Batchtopk, Budget::Shared { k, .. }) => {
             let t = threshold_for(candidates, scores, k * n_rows, |_| true).max(0.0);
             Rule::Above(vec![t; config.d_sae()])
         }
-        (Select::Batchtopk, Budget::PerLevel { coarse, fine, n_coarse }) => {
+        (Select::Topk | Select::Batchtopk, Budget::PerLevel { coarse, fine, n_coarse }) => {
             let is_coarse = |j: u32| (j as usize) < n_coarse;
             let t_coarse = threshold_for(candidates, scores, coarse * n_rows, is_coarse).max(0.0);
             let t_fine = threshold_for(candidates, scores, fine * n_rows, |j| !is_coarse(j)).max(0.0);

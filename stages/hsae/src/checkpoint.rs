@@ -37,6 +37,13 @@ pub fn save(folder: &Path, key: &str, trainer: &Trainer, curve: &[CurveRow]) -> 
         let edges: Vec<_> = tree.edges.iter().map(|e| e.as_ref().map(edge)).collect();
         tree_json = json!({"n": tree.n, "weight": tree.weight, "edges": edges});
     }
+    let mut family_json = Value::Null;
+    if let Some(family) = &state.family {
+        let parent: Vec<u64> = family.parent.iter().map(|&parent| parent.into()).collect();
+        let capacity: Vec<u64> = family.capacity.iter().map(|capacity| capacity.to_bits()).collect();
+        file = file.u64("family.parent", &parent).u64("family.capacity", &capacity);
+        family_json = json!({"n_since": family.n_since, "interval": family.interval, "is_fixed": family.is_fixed});
+    }
     let json = json!({
         "key": key,
         "step": state.step,
@@ -48,6 +55,7 @@ pub fn save(folder: &Path, key: &str, trainer: &Trainer, curve: &[CurveRow]) -> 
         "density": state.density,
         "annealing": state.annealing,
         "tree": tree_json,
+        "family": family_json,
         "curve": curve,
     });
     let bytes = file.json(json).to_bytes()?;
@@ -115,6 +123,17 @@ fn restore(file: &Tensors, json: &Value, trainer: &mut Trainer) -> Result<()> {
         ensure!(edges.len() == d_sae, "has {} tree entries, expected {d_sae}", edges.len());
         let edge = |(parent, mi_bits, runner_up)| ParentEdge { parent, mi_bits, runner_up };
         tree.edges = edges.into_iter().map(|e| e.map(edge)).collect();
+    }
+    if let Some(family) = &mut state.family {
+        let json = &json["family"];
+        let count = |key: &str| json[key].as_u64().with_context(|| format!("has no count `family.{key}`"));
+        let n_parents = family.capacity.len() as u64;
+        let parent = file.u64("family.parent", family.parent.len())?;
+        ensure!(parent.iter().all(|&parent| parent < n_parents), "a parent lies outside the {n_parents} possible ones");
+        family.parent = parent.into_iter().map(|parent| parent as u32).collect();
+        family.capacity = file.u64("family.capacity", family.capacity.len())?.into_iter().map(f64::from_bits).collect();
+        (family.n_since, family.interval) = (count("n_since")?, count("interval")?);
+        family.is_fixed = json["is_fixed"].as_bool().context("does not say `family.is_fixed`")?;
     }
     trainer.repack();
     Ok(())

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::tensor_file::{TensorFile, Tensors};
-use crate::trained::{Magnitude, Rule, Rules, TrainedSae};
+use crate::trained::{Magnitude, Rule, Rules, TrainedSae, TreeGate};
 use crate::tree::TreeLearner;
 
 pub(crate) const WEIGHTS: &str = "sae_weights.safetensors";
@@ -34,7 +34,8 @@ pub(crate) struct Cfg {
     pub(crate) config: Sae,
 }
 
-/// Writes weights, configuration, rules, tree and curve. `tree` is what an SAE with a tree of its own has learnt; `hook` and `model` are for whoever loads the SAE elsewhere.
+/// Writes weights, configuration, rules, tree and curve. `tree` is what the choice of parents rests on, where it is
+/// mutual information; `hook` and `model` are for whoever loads the SAE elsewhere.
 pub fn publish(
     task: &mut Task,
     sae: &TrainedSae,
@@ -133,7 +134,11 @@ fn rules_file(sae: &TrainedSae) -> TensorFile {
         };
         kinds.insert(name.into(), kind);
     }
-    file.json(json!({"gate": sae.gate, "rules": kinds}))
+    let gate = match sae.gate {
+        TreeGate::Soft(strength) => json!(strength),
+        TreeGate::Hard { active_above } => json!({"active_above": active_above}),
+    };
+    file.json(json!({"gate": gate, "rules": kinds}))
 }
 
 fn by_name(rules: &Rules) -> [(&'static str, &Rule); 4] {
@@ -145,10 +150,14 @@ fn by_name(rules: &Rules) -> [(&'static str, &Rule); 4] {
     ]
 }
 
-pub(crate) fn read_rules(path: &Path, d_sae: usize) -> Result<(f32, Rules)> {
+pub(crate) fn read_rules(path: &Path, d_sae: usize) -> Result<(TreeGate, Rules)> {
     let file = Tensors::read(path)?;
     let json = file.json()?;
-    let gate = json["gate"].as_f64().context("has no number `gate`")? as f32;
+    let gate = match (json["gate"].as_f64(), json["gate"]["active_above"].as_f64()) {
+        (Some(strength), _) => TreeGate::Soft(strength as f32),
+        (None, Some(active_above)) => TreeGate::Hard { active_above: active_above as f32 },
+        (None, None) => anyhow::bail!("has no number `gate` or `gate.active_above`"),
+    };
     let rule = |name: &str| -> Result<Rule> {
         let kind = &json["rules"][name];
         match (kind.as_str(), kind["topk"].as_u64()) {
@@ -181,11 +190,32 @@ fn tree_nodes(sae: &TrainedSae, tree: Option<&TreeLearner>) -> Vec<TreeNode> {
         TreeNode {
             latent: j as u32,
             level: level(j).into(),
-            parent: edge.map(|edge| edge.parent),
+            parent: sae.parent[j],
             weight: edge.map(|edge| edge.mi_bits),
             runner_up: runner_up.map(|(latent, _)| latent),
             margin: edge.and_then(|edge| Some(edge.mi_bits - edge.runner_up?.1)),
         }
     };
     (0..sae.d_sae).map(node).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrate::assembled;
+    use crate::weights::Weights;
+
+    #[test]
+    fn rules_and_gates_are_read_as_they_were_written() {
+        let config = Sae { n_coarse: 2, n_fine: 3, k: 2, ..Sae::default() };
+        let mut sae = assembled(config, 7, Weights::init(7, 4, 5, &[0.0; 4]));
+        sae.rules.flat_native = Rule::Above(vec![0.0, 0.1, 0.2, f32::MAX, 1e-30]);
+        sae.rules.gated_native = Rule::TopK(2);
+        for gate in [TreeGate::Soft(0.0), TreeGate::Soft(0.3), TreeGate::Hard { active_above: 1e-3 }] {
+            sae.gate = gate;
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), rules_file(&sae).to_bytes().unwrap()).unwrap();
+            assert_eq!(read_rules(file.path(), 5).unwrap(), (gate, sae.rules.clone()));
+        }
+    }
 }

@@ -24,10 +24,11 @@ mod tree;
 mod tree_terms;
 mod weights;
 
-pub use adam::Adam;
+pub use adam::{Adam, Lengths};
+pub use archs::Family;
 pub use calibrate::finish;
 pub use sparse::{Columns, SparseRows};
-pub use trained::{Magnitude, Mode, Packed, Rule, Rules, Threshold, TrainedSae, View};
+pub use trained::{Magnitude, Mode, Packed, Rule, Rules, Threshold, TrainedSae, TreeGate, View};
 pub use trainer::{Timing, Trainer, TrainerState};
 pub use tree::{ParentEdge, TreeLearner, mutual_information_bits};
 pub use weights::{SaeModule, Weights};

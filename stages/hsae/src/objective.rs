@@ -190,7 +190,7 @@ impl<A: Activation> Objective<'_, A> {
             k: aux.k,
             weight: weight as f32,
         }
-        .run();
+        .run(None);
         losses.aux = weight * error;
         extra
     }
@@ -210,6 +210,8 @@ impl<A: Activation> Objective<'_, A> {
         Found { losses, sum_of_squares, along: totals.along, watched }
     }
 }
+
+mod tree_sae;
 
 #[cfg(test)]
 #[path = "objective/tests.rs"]

@@ -33,6 +33,18 @@ pub(crate) fn total_variance(x: &[f32], d_model: usize) -> f64 {
     sum_of_squares - sum.iter().map(|sum| sum * sum).sum::<f64>() / n_rows
 }
 
+/// Variance of all elements of target + b_dec about their one mean, of a sample. Shapes: target [B, d_model].
+pub(crate) fn element_variance(target: &[f32], b_dec: &[f32]) -> f64 {
+    let moments = |rows: &[f32]| {
+        let x = || rows.chunks_exact(b_dec.len()).flat_map(|row| row.iter().zip(b_dec)).map(|(x, b)| f64::from(x + b));
+        [x().sum::<f64>(), x().map(|x| x * x).sum()]
+    };
+    let parts: Vec<[f64; 2]> = target.par_chunks(ROWS_AT_ONCE * b_dec.len()).map(moments).collect();
+    let [sum, sum_of_squares] = parts.iter().fold([0.0; 2], |sum, part| [sum[0] + part[0], sum[1] + part[1]]);
+    let n = target.len() as f64;
+    ((sum_of_squares - sum * sum / n) / (n - 1.0).max(1.0)).max(0.0)
+}
+
 vectorised! {
     fn subtract_from_rows(rows: &mut [f32], b_dec: &[f32]) {
         rows.chunks_exact_mut(b_dec.len()).for_each(|row| axpy(row, -1.0, b_dec));

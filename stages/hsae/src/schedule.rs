@@ -73,7 +73,7 @@ pub(crate) fn prefixes(config: Option<&Prefixes>, seed: u64, step: u64, n_in_use
 
 fn budget(sae: &Sae, fine_share: f64) -> Budget {
     let (k, n_coarse) = (sae.k as f64, sae.n_coarse);
-    match (sae.select(), sae.k_coarse) {
+    match (sae.select(), sae.k_coarse()) {
         (Select::Relu | Select::Jumprelu, _) => Budget::All,
         (_, Some(k_coarse)) => {
             Budget::PerLevel { coarse: k_coarse as f64, fine: (k - k_coarse as f64) * fine_share, n_coarse }

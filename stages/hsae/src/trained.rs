@@ -9,7 +9,7 @@ use artifact::config::{Arch, Sae};
 use artifact::stage::Input;
 use artifact::tables::{TreeNode, read_rows};
 
-use crate::archs::Dictionary;
+use crate::archs::{Dictionary, HardGate, Keep, Levels};
 use crate::export;
 use crate::kernels::screen::{PackedEncoder, Path};
 use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows};
@@ -45,10 +45,19 @@ pub struct Mode {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Rule {
     Positive,
-    /// The k largest scores of a token.
+    /// The k largest scores of a token; behind a hard gate, each level's share of them.
     TopK(usize),
     /// Above its own threshold, [d_sae].
     Above(Vec<f32>),
+}
+
+/// What a silent parent does to its children.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum TreeGate {
+    /// It lowers their scores by so much; 0 without a tree.
+    Soft(f32),
+    /// They are not active. A parent is silent at or below this activation.
+    Hard { active_above: f32 },
 }
 
 /// The rule of each mode.
@@ -80,8 +89,7 @@ pub struct TrainedSae {
     pub magnitude: Option<Magnitude>,
     /// [d_sae]; all None for an SAE without a tree of its own.
     pub parent: Vec<Option<u32>>,
-    /// What a silent parent costs its child's score.
-    pub gate: f32,
+    pub gate: TreeGate,
     pub rules: Rules,
     /// Made when first needed; `Packed::default()` when an SAE is put together by hand.
     pub packed: Packed,
@@ -142,6 +150,15 @@ impl TrainedSae {
         ensure!(inside, "{}: a parent lies outside the {d_sae} latents", path.display());
         let path = input.file(export::RULES)?;
         let (gate, rules) = export::read_rules(&path, d_sae).with_context(|| path.display().to_string())?;
+        if let TreeGate::Hard { .. } = gate {
+            let n_coarse = cfg.config.n_coarse;
+            let is_coarse = parent.iter().flatten().all(|&parent| (parent as usize) < n_coarse);
+            ensure!(
+                is_coarse,
+                "{}: a parent is none of the {n_coarse} coarse latents",
+                input.file(export::TREE)?.display()
+            );
+        }
         Ok(Self {
             n_coarse: cfg.config.n_coarse,
             config: cfg.config,
@@ -172,7 +189,7 @@ impl TrainedSae {
         if self.config.arch == Arch::MatchingPursuit {
             return vec![Mode { view: View::Flat, threshold: Threshold::Native }];
         }
-        let has_tree = self.parent.iter().any(Option::is_some);
+        let has_tree = self.parent.iter().any(Option::is_some) || matches!(self.gate, TreeGate::Hard { .. });
         let views = if has_tree { &[View::Flat, View::Gated][..] } else { &[View::Flat] };
         let both = |&view: &View| [Threshold::Native, Threshold::Prior].map(|threshold| Mode { view, threshold });
         views.iter().flat_map(both).collect()
@@ -192,7 +209,14 @@ impl TrainedSae {
     /// The active latents and their pre-activations.
     fn active(&self, input: EncoderInput, mode: Mode) -> SparseRows {
         let rule = self.rule(mode);
-        let gate = (mode.view == View::Gated).then_some(Gate { parent: &self.parent, strength: self.gate });
+        let gate = match (mode.view, self.gate) {
+            (View::Flat, _) => None,
+            (View::Gated, TreeGate::Soft(strength)) => Some(Gate { parent: &self.parent, strength }),
+            (View::Gated, TreeGate::Hard { active_above }) => {
+                let levels = self.levels(input, active_above);
+                return levels.active(self.keep(rule), &mut [0.0; 2]);
+            }
+        };
         if let Rule::TopK(k) = *rule {
             let budget = Budget::Shared { k: k as f64, fine: k as f64, n_coarse: 0 };
             return select_batch(input, &budget, Scope::Token, gate, 0.0).pre_acts;
@@ -204,6 +228,23 @@ impl TrainedSae {
         let ungated = self.active(input, Mode { view: View::Flat, threshold: Threshold::Native });
         let scores = gated_scores(&candidates, &ungated, gate);
         apply(rule, &candidates, &scores)
+    }
+
+    /// The two levels behind a hard gate.
+    pub(crate) fn levels<'a>(&'a self, input: EncoderInput<'a>, active_above: f32) -> Levels<'a> {
+        Levels::new(input, HardGate { parent: &self.parent, n_coarse: self.n_coarse, active_above })
+    }
+
+    /// A rule as both levels have it.
+    fn keep<'a>(&self, rule: &'a Rule) -> Keep<'a> {
+        match rule {
+            Rule::Above(thresholds) => Keep::Above(thresholds),
+            Rule::TopK(k) => {
+                let coarse = self.config.k_coarse().unwrap_or(*k).min(*k);
+                Keep::Largest { coarse, fine: k - coarse }
+            }
+            Rule::Positive => Keep::Largest { coarse: self.d_sae, fine: self.d_sae },
+        }
     }
 
     fn with_magnitudes(&self, pre_acts: SparseRows) -> SparseRows {
@@ -265,7 +306,7 @@ impl TrainedSae {
 
 impl Rule {
     /// What a pre-activation has to exceed, [d_sae]; None: zero.
-    fn thresholds(&self) -> Option<&[f32]> {
+    pub(crate) fn thresholds(&self) -> Option<&[f32]> {
         match self {
             Self::Above(thresholds) => Some(thresholds),
             Self::Positive | Self::TopK(_) => None,

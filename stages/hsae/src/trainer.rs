@@ -3,6 +3,7 @@
 mod outcome;
 mod pass;
 mod resample;
+mod tree_sae;
 
 use std::time::Instant;
 
@@ -12,8 +13,8 @@ use artifact::tables::CurveRow;
 use serde::Serialize;
 
 use crate::activation::Kept;
-use crate::adam::Adam;
-use crate::archs::{Annealing, Gated, JumpRelu, PAnneal, Relu, Sparsity};
+use crate::adam::{Adam, Lengths};
+use crate::archs::{Annealing, EPSILON, Family, Gated, JumpRelu, PAnneal, Relu, Sparsity};
 use crate::gradients::Gradients;
 use crate::kernels::Prefixes;
 use crate::kernels::screen::{PackedEncoder, Path};
@@ -63,7 +64,9 @@ pub struct TrainerState {
     pub weights: Weights,
     pub adam: Adam,
     pub tree: Option<TreeLearner>,
-    /// Tokens since each latent last fired, [d_sae].
+    /// tree-sae only.
+    pub family: Option<Family>,
+    /// Tokens since each latent last fired, [d_sae]; a Tree SAE counts those of the step in which it did.
     pub tokens_since_fired: Vec<u64>,
     /// Coefficient of the sparsity penalty.
     pub l1_coefficient: f64,
@@ -73,7 +76,7 @@ pub struct TrainerState {
     pub mean_activation: Option<f64>,
     /// Where the selection of the next batch starts to look.
     pub guess: f32,
-    /// The same for each step of a matching pursuit.
+    /// The same for each step of a matching pursuit, and for the root's children of a Tree SAE.
     pub guesses: Vec<f32>,
     /// Share of latents that were active in the last step.
     pub density: f64,
@@ -92,13 +95,23 @@ impl Trainer {
         // Published recipes of these two run without momentum.
         let has_momentum = !matches!(config.arch, Arch::Gated | Arch::Jumprelu);
         let beta1 = config.adam_beta1.unwrap_or(if has_momentum { train.adam_beta1 } else { 0.0 });
-        let adam = Adam::new(&weights, beta1, train.adam_beta2, train.max_grad_norm, config.has_unit_rows());
+        let lengths = match config.arch {
+            Arch::TreeSae => Lengths::UnitBefore,
+            _ if config.has_unit_rows() => Lengths::UnitAfter,
+            _ => Lengths::Free,
+        };
+        let mut adam = Adam::new(&weights, beta1, train.adam_beta2, train.max_grad_norm, lengths);
+        if config.arch == Arch::TreeSae {
+            adam.epsilon = EPSILON;
+        }
+        let n_steps = train.n_tokens / train.batch_size as u64;
+        let family = config.tree_sae().map(|tree| Family::new(&tree, seed, config.n_coarse, config.n_fine, n_steps));
         let tree = config.tree().map(|tree| TreeLearner::new(&tree, config.n_coarse, d_sae));
         Self {
             config: config.clone(),
             train: train.clone(),
             seed,
-            n_steps: train.n_tokens / train.batch_size as u64,
+            n_steps,
             timing: Timing::default(),
             packed: PackedEncoder::pack(Path::detect(), &weights.w_enc, d_model),
             grads: Gradients::zeros(d_model, d_sae),
@@ -108,6 +121,7 @@ impl Trainer {
                 weights,
                 adam,
                 tree,
+                family,
                 tokens_since_fired: vec![0; d_sae],
                 l1_coefficient: if config.has_penalty() { config.l1.unwrap_or(1.0) } else { 0.0 },
                 annealing: (config.arch == Arch::Panneal).then(Annealing::new),
@@ -186,6 +200,7 @@ impl Trainer {
         let coefficient = (self.state.l1_coefficient * phase.sparsity / n_rows as f64) as f32;
         match (self.config.arch, self.config.select()) {
             (Arch::MatchingPursuit, _) => self.pursue(target, phase),
+            (Arch::TreeSae, _) => self.tree_sae(x, target, phase),
             (Arch::Gated, _) => {
                 let (b_gate, own) = (weights.b_enc.clone(), weights.own.clone());
                 let gated = Gated { l1: coefficient, b_gate: &b_gate, r_mag: &own[0], b_mag: &own[1] };
@@ -312,7 +327,11 @@ impl Trainer {
             grad_norm: f64::from(grad_norm),
             l1_coefficient: state.l1_coefficient,
             gate: f64::from(outcome.gate),
-            n_edges: state.tree.as_ref().map_or(0, |tree| tree.edges.iter().flatten().count() as u64),
+            n_edges: match (&state.tree, &state.family) {
+                (Some(tree), _) => tree.edges.iter().flatten().count() as u64,
+                (None, Some(family)) => family.n_edges(),
+                (None, None) => 0,
+            },
         }
     }
 }

@@ -36,7 +36,7 @@ fn perfect_sae(truth: &Truth) -> TrainedSae {
         w_dec: truth.directions.clone(),
         b_dec: vec![0.0; n],
         parent: truth.parent.iter().map(|parent| parent.map(|parent| parent as u32)).collect(),
-        gate: 0.1,
+        gate: hsae::TreeGate::Soft(0.1),
         rules: Rules {
             flat_native: Rule::Positive,
             flat_prior: Rule::Positive,

@@ -80,7 +80,7 @@ fn missing_modes(run: &Run, figures: &Figures) -> Vec<String> {
     let mut gaps = Vec::new();
     for sae in &run.saes {
         let name = &sae.config.name;
-        let views = if sae.config.tree().is_some() { vec!["flat", "gated"] } else { vec!["flat"] };
+        let views = if sae.config.has_own_tree() { vec!["flat", "gated"] } else { vec!["flat"] };
         for view in views {
             // A matching pursuit has no thresholds to set.
             let is_pursuit = sae.config.arch == Arch::MatchingPursuit;
@@ -131,7 +131,7 @@ fn missing_trees(run: &Run, figures: &Figures) -> Vec<String> {
             .modes
             .iter()
             .filter(|mode| figures.get(mode, &Name::new("tree_n_measured", "all").tree(tree)).is_none())
-            .filter(|mode| tree != "own" || run.sae(&mode.sae).is_some_and(|sae| sae.config.tree().is_some()))
+            .filter(|mode| tree != "own" || run.sae(&mode.sae).is_some_and(|sae| sae.config.has_own_tree()))
             .map(|mode| mode.sae.as_str())
             .collect();
         if !lacking.is_empty() {

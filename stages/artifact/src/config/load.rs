@@ -117,6 +117,41 @@ mod tests {
     }
 
     #[test]
+    fn a_tree_sae_is_refused_by_the_key_that_does_not_fit_it() {
+        let pipeline = |keys: &str| {
+            format!("source: {{synthetic: {{}}}}\ntrain: {{saes: [{{name: a, arch: tree-sae, n_fine: 96, {keys}}}]}}\n")
+        };
+        let sae = parse(&pipeline("n_coarse: 32, k: 32")).unwrap().train.saes.remove(0);
+        assert_eq!(sae.k_coarse(), Some(26));
+        let other = parse(&pipeline("n_coarse: 32, k_coarse: 30, tree_sae: {growth: 1, active_above: 0}")).unwrap();
+        assert_eq!(other.train.saes[0].tree_sae().map(|tree| (tree.growth, tree.interval)), Some((1.0, 0.03)));
+        for (keys, expected) in [
+            ("k: 8", "train.saes[0].n_coarse = 0 must be at least 1"),
+            ("n_coarse: 32, k: 1", "train.saes[0].k = 1 leaves nothing for one of the levels"),
+            ("n_coarse: 32, k: 8, k_coarse: 8", "train.saes[0].k_coarse = 8 must lie between 1 and k − 1 = 7"),
+            ("n_coarse: 4, k: 8", "train.saes[0].k_coarse = 7 exceeds n_coarse = 4"),
+            ("n_coarse: 32, select: batchtopk", "train.saes[0].select = Batchtopk is not what TreeSae means"),
+            ("n_coarse: 32, prefixes: {}", "train.saes[0].prefixes are given for a Tree SAE"),
+            ("n_coarse: 32, tree: {}", "train.saes[0].tree belongs to arch hiersae"),
+            ("n_coarse: 32, curriculum: {}", "train.saes[0].curriculum belongs to"),
+            ("n_coarse: 32, l1: 0.1", "train.saes[0].l1 has no meaning"),
+            ("n_coarse: 32, decoder_norms: free", "train.saes[0].decoder_norms = free"),
+            ("n_coarse: 32, aux_k: {normalise: true}", "train.saes[0].aux_k.normalise has no meaning"),
+            ("n_coarse: 32, tree_sae: {interval: 0.2}", "train.saes[0].tree_sae.interval exceeds max_interval"),
+            ("n_coarse: 32, tree_sae: {interval: 0}", "train.saes[0].tree_sae.interval = 0 must be a positive number"),
+            ("n_coarse: 32, tree_sae: {growth: .nan}", "train.saes[0].tree_sae.growth = NaN must be at least 1"),
+            ("n_coarse: 32, tree_sae: {root_reset: 2}", "train.saes[0].tree_sae.root_reset = 2 must lie between"),
+            ("n_coarse: 32, tree_sae: {active_above: -1}", "train.saes[0].tree_sae.active_above = -1 must be zero or"),
+            ("n_coarse: 32, tree_sae: {eligible_within: 0}", "train.saes[0].tree_sae.eligible_within = 0 must be"),
+        ] {
+            let error = error_of(&pipeline(keys));
+            assert!(error.contains(expected), "{keys}: {error}");
+        }
+        let error = error_of("source: {synthetic: {}}\ntrain: {saes: [{name: a, arch: topk, tree_sae: {}}]}\n");
+        assert!(error.contains("train.saes[0].tree_sae belongs to arch tree-sae, not Topk"), "{error}");
+    }
+
+    #[test]
     fn an_import_takes_no_key_of_a_training() {
         let pipeline = |keys: &str| format!("source: {{synthetic: {{}}}}\ntrain: {{saes: [{{name: a, {keys}}}]}}\n");
         let sae = &parse(&pipeline("import: ./a, prior_kappa: 0.5")).unwrap().train.saes[0];

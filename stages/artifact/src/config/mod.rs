@@ -6,12 +6,14 @@ mod load;
 mod sae;
 mod source;
 mod stages;
+mod tree_sae;
 mod validate;
 
 pub use load::{json_schema, load};
 pub use sae::*;
 pub use source::{Activations, ModelSource, Source, Synthetic, Text, TextSource};
 pub use stages::{ActivationDtype, Harvest, Probe, ProbeTask, Recover, Report, Splice, Train};
+pub use tree_sae::TreeSae;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

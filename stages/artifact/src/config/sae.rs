@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::TreeSae;
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sae {
@@ -15,7 +17,7 @@ pub struct Sae {
     /// dictionary_learning's. It goes with `name` and `prior_kappa` alone.
     pub import: Option<PathBuf>,
     pub arch: Arch,
-    /// How active latents are chosen. Unset: relu for vanilla, topk for topk, batchtopk for the others.
+    /// How active latents are chosen. Unset: relu for vanilla, topk for topk and tree-sae, batchtopk for the others.
     pub select: Option<Select>,
     /// Latents of the coarse level, first in every matrix; 0 for a flat SAE.
     pub n_coarse: usize,
@@ -23,7 +25,7 @@ pub struct Sae {
     pub n_fine: usize,
     /// The wanted L0: active latents per token, over both levels.
     pub k: usize,
-    /// Of which coarse. Unset: both levels compete for one budget.
+    /// Of which coarse. Unset: both levels compete for one budget, but 13 of 16 for tree-sae, as published (26 of 32).
     pub k_coarse: Option<usize>,
     /// Weight of the sparsity penalty (vanilla, gated, panneal, jumprelu). Unset: steered during training until L0 is `k`,
     /// then kept.
@@ -46,6 +48,8 @@ pub struct Sae {
     pub prefixes: Option<Prefixes>,
     /// The soft tree. Unset: none, but for hiersae.
     pub tree: Option<Tree>,
+    /// tree-sae only. Unset: near the published values.
+    pub tree_sae: Option<TreeSae>,
     /// Coarse first, then fine. Unset: both levels from the first step, but for hiersae.
     pub curriculum: Option<Curriculum>,
     pub aux_k: AuxK,
@@ -77,6 +81,9 @@ pub enum Arch {
     MatchingPursuit,
     /// Nested prefixes, no tree.
     Matryoshka,
+    /// A hard tree: a fine latent is active only where its coarse parent is.
+    #[serde(rename = "tree-sae")]
+    TreeSae,
     #[default]
     Hiersae,
 }
@@ -264,14 +271,22 @@ impl Sae {
         self.select.unwrap_or(match self.arch {
             Arch::Vanilla | Arch::Gated | Arch::Panneal => Select::Relu,
             Arch::Jumprelu => Select::Jumprelu,
-            Arch::Topk | Arch::MatchingPursuit => Select::Topk,
+            Arch::Topk | Arch::MatchingPursuit | Arch::TreeSae => Select::Topk,
             Arch::Batchtopk | Arch::Matryoshka | Arch::Hiersae => Select::Batchtopk,
         })
     }
 
+    /// The coarse level's own budget, if it has one.
+    pub fn k_coarse(&self) -> Option<usize> {
+        let published = || ((self.k * 13 + 8) / 16).clamp(1, self.k.saturating_sub(1).max(1));
+        self.k_coarse.or_else(|| (self.arch == Arch::TreeSae).then(published))
+    }
+
     pub fn prefixes(&self) -> Option<Prefixes> {
         self.prefixes.clone().or_else(|| match self.arch {
-            Arch::Matryoshka => Some(Prefixes { fixed: vec![self.n_coarse], n_random: 0, ..Prefixes::default() }),
+            Arch::Matryoshka | Arch::TreeSae => {
+                Some(Prefixes { fixed: vec![self.n_coarse], n_random: 0, ..Prefixes::default() })
+            }
             Arch::Hiersae => Some(Prefixes { fixed: vec![self.n_coarse], ..Prefixes::default() }),
             _ => None,
         })
@@ -279,9 +294,11 @@ impl Sae {
 
     /// Whether decoder rows have length 1 after every step.
     pub fn has_unit_rows(&self) -> bool {
-        let default = match self.l1_weighting {
-            L1Weighting::Plain => DecoderNorms::Unit,
-            L1Weighting::DecoderNorm => DecoderNorms::Free,
+        let default = match (self.arch, self.l1_weighting) {
+            // Its rows are brought to length 1 before the step.
+            (Arch::TreeSae, _) => return false,
+            (_, L1Weighting::Plain) => DecoderNorms::Unit,
+            (_, L1Weighting::DecoderNorm) => DecoderNorms::Free,
         };
         self.decoder_norms.unwrap_or(default) == DecoderNorms::Unit
     }
@@ -321,6 +338,7 @@ impl Default for Sae {
             resample: None,
             prefixes: None,
             tree: None,
+            tree_sae: None,
             curriculum: None,
             aux_k: AuxK::default(),
             prior_kappa: None,

@@ -143,7 +143,10 @@ impl Sae {
         ensure!(self.d_sae() >= 1, "{at}.n_fine = 0 leaves no latent");
         at_least(&format!("{at}.k"), self.k, 1)?;
         ensure!(self.k <= self.d_sae(), "{at}.k = {} exceeds n_coarse + n_fine = {}", self.k, self.d_sae());
-        let two_level = matches!(self.arch, Arch::Matryoshka | Arch::Hiersae);
+        let two_level = matches!(self.arch, Arch::Matryoshka | Arch::TreeSae | Arch::Hiersae);
+        if self.arch == Arch::TreeSae {
+            at_least(&format!("{at}.n_coarse"), self.n_coarse, 1)?;
+        }
         if two_level && self.n_coarse == 0 && self.prefixes.is_none() {
             bail!("{at}.n_coarse = 0, but arch {:?} has two levels: set n_coarse, or prefixes", self.arch);
         }
@@ -152,6 +155,8 @@ impl Sae {
             ensure!(self.tree.is_none(), "{at}.tree belongs to arch hiersae, not {:?}", self.arch);
             ensure!(self.curriculum.is_none(), "{at}.curriculum belongs to a two-level SAE, not {:?}", self.arch);
             ensure!(self.prefixes.is_none(), "{at}.prefixes belong to matryoshka or hiersae, not {:?}", self.arch);
+        }
+        if !two_level || self.arch == Arch::TreeSae {
             let own = Sae { arch: self.arch, ..Sae::default() }.select();
             ensure!(self.select() == own, "{at}.select = {:?} is not what {:?} means", self.select(), self.arch);
         }
@@ -160,7 +165,7 @@ impl Sae {
             "{at}.tree belongs to arch hiersae, not {:?}",
             self.arch
         );
-        if let Some(k_coarse) = self.k_coarse {
+        if let Some(k_coarse) = self.k_coarse() {
             let has_coarse_phase = self.curriculum().is_some_and(|curriculum| curriculum.coarse_until > 0.0);
             ensure!(
                 k_coarse >= 1 || !has_coarse_phase,
@@ -175,7 +180,7 @@ impl Sae {
                 self.n_fine
             );
             ensure!(
-                self.select() == Select::Batchtopk,
+                self.select() == Select::Batchtopk || self.arch == Arch::TreeSae,
                 "{at}.k_coarse goes with select: batchtopk; for {:?} leave it out",
                 self.select()
             );
@@ -192,7 +197,8 @@ impl Sae {
         }
         not_negative(&format!("{at}.aux_k.weight"), self.aux_k.weight)?;
         self.validate_penalty(at)?;
-        self.validate_hierarchy(at)
+        self.validate_hierarchy(at)?;
+        self.validate_tree_sae(at)
     }
 
     fn validate_penalty(&self, at: &str) -> Result<()> {
@@ -313,25 +319,25 @@ impl Sae {
     }
 }
 
-fn at_least(key: &str, value: usize, least: usize) -> Result<()> {
+pub(super) fn at_least(key: &str, value: usize, least: usize) -> Result<()> {
     ensure!(value >= least, "{key} = {value} must be at least {least}");
     Ok(())
 }
 
 // The comparisons below are written so that NaN fails them.
 
-fn positive(key: &str, value: f64) -> Result<()> {
+pub(super) fn positive(key: &str, value: f64) -> Result<()> {
     ensure!(value > 0.0 && value.is_finite(), "{key} = {value} must be a positive number");
     Ok(())
 }
 
-fn not_negative(key: &str, value: f64) -> Result<()> {
+pub(super) fn not_negative(key: &str, value: f64) -> Result<()> {
     ensure!(value >= 0.0 && value.is_finite(), "{key} = {value} must be zero or a positive number");
     Ok(())
 }
 
 /// 0 and 1 included.
-fn fraction(key: &str, value: f64) -> Result<()> {
+pub(super) fn fraction(key: &str, value: f64) -> Result<()> {
     ensure!((0.0..=1.0).contains(&value), "{key} = {value} must lie between 0 and 1");
     Ok(())
 }

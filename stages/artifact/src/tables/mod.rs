@@ -87,7 +87,7 @@ rows! {
         lr_coarse: f64,
         lr_fine: f64,
         loss: f64,
-        /// ‖x − x̂‖².
+        /// ‖x − x̂‖²; of a Tree SAE over the batch's variance, as all of its losses.
         mse: f64,
         /// Σ over inner prefixes, weighted.
         mse_prefixes: f64,
@@ -105,7 +105,7 @@ rows! {
         grad_norm: f64,
         /// Of the L1 penalty.
         l1_coefficient: f64,
-        /// The gate's present strength, in pre-activation units.
+        /// The soft gate's present strength, in pre-activation units.
         gate: f64,
         n_edges: u64,
     }

@@ -6,9 +6,12 @@ mod jumprelu;
 mod matching_pursuit;
 mod panneal;
 mod relu;
+mod tree_sae;
 
 pub(crate) use gated::Gated;
 pub(crate) use jumprelu::{JumpRelu, PreActLoss, Sparsity};
 pub(crate) use matching_pursuit::Dictionary;
 pub(crate) use panneal::{Annealing, PAnneal};
 pub(crate) use relu::Relu;
+pub use tree_sae::Family;
+pub(crate) use tree_sae::{CoarseAux, EPSILON, HardGate, Keep, Levels, Signs};

@@ -27,8 +27,9 @@ pub(crate) struct Aux<'a> {
 }
 
 impl Aux<'_> {
-    /// The mean over tokens of ‖e − ê‖², unweighted, and the gradients of the weighted one.
-    pub(crate) fn run(&self) -> (f64, Extra) {
+    /// The mean over tokens of ‖e − ê‖², unweighted, and the gradients of the weighted one. `left` receives ê − e,
+    /// [B, d_model].
+    pub(crate) fn run(&self, mut left: Option<&mut [f32]>) -> (f64, Extra) {
         let (d_model, n_dead) = (self.d_model, self.dead.len());
         let n_rows = self.x.len() / d_model;
         let gather = |matrix: &[f32]| -> Vec<f32> {
@@ -58,6 +59,9 @@ impl Aux<'_> {
             // ê − e, where e = x − x̂.
             flow[..n * d_model].copy_from_slice(&self.residuals[first * d_model..(first + n) * d_model]);
             multiply(n, n_dead, d_model, Mat::rows(&acts, n_dead), Mat::rows(&w_dec, d_model), 1.0, &mut flow, d_model);
+            if let Some(left) = &mut left {
+                left[first * d_model..(first + n) * d_model].copy_from_slice(&flow[..n * d_model]);
+            }
             for row in flow.chunks_exact_mut(d_model).take(n) {
                 error += f64::from(dot(row, row)) / n_rows as f64;
                 row.iter_mut().for_each(|g| *g *= scale);

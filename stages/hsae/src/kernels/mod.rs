@@ -55,7 +55,7 @@ pub(crate) use dense::{Dense, dense};
 pub(crate) use dot::{dot, dots};
 pub(crate) use latents::{Backward, Totals, backward, finish_rows};
 pub(crate) use reconstruct::{Prefixes, decode_rows, reconstruct};
-pub(crate) use sliced::Sliced;
+pub(crate) use sliced::{BLOCK_ROWS, Sliced};
 
 /// The vector instructions of this processor.
 #[cfg(target_arch = "x86_64")]

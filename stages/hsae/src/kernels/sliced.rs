@@ -3,6 +3,8 @@
 
 use rayon::prelude::*;
 
+use super::axpy;
+
 /// Columns of a slice: with 4,096 tokens that makes 1 MiB.
 pub(crate) const WIDTH: usize = 64;
 
@@ -103,6 +105,15 @@ impl BlockMut<'_> {
         let slices = &mut self.slices[channel * n_slices..(channel + 1) * n_slices];
         for (slice, part) in slices.iter_mut().zip(row.chunks(WIDTH)) {
             slice[i * WIDTH..i * WIDTH + part.len()].copy_from_slice(part);
+        }
+    }
+
+    /// Adds to a row of a channel.
+    pub(crate) fn add(&mut self, i: usize, channel: usize, row: &[f32]) {
+        let n_slices = self.d_model.div_ceil(WIDTH);
+        let slices = &mut self.slices[channel * n_slices..(channel + 1) * n_slices];
+        for (slice, part) in slices.iter_mut().zip(row.chunks(WIDTH)) {
+            axpy(&mut slice[i * WIDTH..], 1.0, part);
         }
     }
 }

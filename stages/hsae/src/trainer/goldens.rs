@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use artifact::config::{
     AuxK, Curriculum, DecoderNorms, JumpRelu as JumpReluConfig, PAnneal as PAnnealConfig, ParentSet,
-    Prefixes as PrefixesConfig, Tree,
+    Prefixes as PrefixesConfig, Tree, TreeSae,
 };
 
 use super::*;
@@ -51,21 +51,30 @@ fn batch(step: usize) -> Vec<f32> {
     (step * BATCH..(step + 1) * BATCH).flat_map(token).collect()
 }
 
-/// A golden: losses by step, and the sums of squares of what was trained.
+/// A golden: losses by step, the other columns by name, and the sums of squares of what was trained.
 struct Golden {
     losses: Vec<f64>,
+    columns: BTreeMap<String, Vec<f64>>,
     finals: BTreeMap<String, f64>,
 }
 
 fn golden(name: &str) -> Golden {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/training");
     let text = std::fs::read_to_string(format!("{folder}/{name}.txt")).unwrap();
-    let mut golden = Golden { losses: Vec::new(), finals: BTreeMap::new() };
-    for line in text.lines().filter(|line| !line.starts_with('#')) {
+    let mut golden = Golden { losses: Vec::new(), columns: BTreeMap::new(), finals: BTreeMap::new() };
+    let mut names = Vec::new();
+    for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
+            ["#", "columns:", _, _, ..] => names = words[2..].to_vec(),
+            ["#", ..] => {}
             ["final", name, value] => drop(golden.finals.insert(name.to_owned(), value.parse().unwrap())),
-            [_, loss, ..] => golden.losses.push(loss.parse().unwrap()),
+            [_, loss, ..] => {
+                golden.losses.push(loss.parse().unwrap());
+                for (&name, value) in names.iter().zip(&words) {
+                    golden.columns.entry(name.to_owned()).or_default().push(value.parse().unwrap());
+                }
+            }
             _ => panic!("{name}: {line}"),
         }
     }
@@ -108,14 +117,29 @@ fn trainer(config: &Sae, max_grad_norm: f64) -> Trainer {
 }
 
 /// Trains, and compares every loss and the trained parameters. `dense` decides the pass where there is a choice.
-fn check(name: &str, mut trainer: Trainer, dense: bool) {
+fn check(name: &str, trainer: Trainer, dense: bool) {
+    check_steps(name, trainer, dense, |_, _| Vec::new());
+}
+
+/// The same, and compares what else is known of a step, by the names of the golden's columns: `others` sees the trainer
+/// and what it said of the step.
+fn check_steps(
+    name: &str,
+    mut trainer: Trainer,
+    dense: bool,
+    mut others: impl FnMut(&Trainer, &CurveRow) -> Vec<(&'static str, f64)>,
+) {
     let golden = golden(name);
     trainer.repack();
     for (step, &expected) in golden.losses.iter().enumerate() {
         trainer.state.density = if dense { 1.0 } else { 0.0 };
-        let loss = trainer.step(batch(step)).unwrap().loss;
-        let difference = (loss - expected).abs() / expected;
-        assert!(difference <= TOLERANCE, "{name}, step {step}: {loss}, expected {expected}");
+        let row = trainer.step(batch(step)).unwrap();
+        let others =
+            others(&trainer, &row).into_iter().map(|(column, value)| (column, value, golden.columns[column][step]));
+        for (column, found, expected) in [("loss", row.loss, expected)].into_iter().chain(others) {
+            let difference = (found - expected).abs();
+            assert!(difference <= TOLERANCE * expected, "{name}, step {step}, {column}: {found}, expected {expected}");
+        }
     }
     let weights = &trainer.state.weights;
     let is_gated = trainer.config.arch == Arch::Gated;
@@ -128,7 +152,10 @@ fn check(name: &str, mut trainer: Trainer, dense: bool) {
             "threshold" | "r_mag" => &weights.own[0],
             "b_mag" if is_gated => &weights.own[1],
             "parents" => {
-                let parents = trainer.state.tree.as_ref().map(TreeLearner::parents).unwrap_or_default();
+                let parents = match &trainer.state.family {
+                    Some(family) => family.parent.iter().copied().map(Some).collect(),
+                    None => trainer.state.tree.as_ref().map(TreeLearner::parents).unwrap_or_default(),
+                };
                 let of =
                     |(j, parent): (usize, &Option<u32>)| parent.map_or(0, |parent| (j + 1) * (parent as usize + 1));
                 let found: usize = parents.iter().enumerate().map(of).sum();
@@ -268,4 +295,35 @@ fn hiersae() {
     check("hiersae", trainer(&config(vec![4, N_COARSE, 40], 0.5), 1.0), false);
     check("hiersae_two_levels", trainer(&config(vec![N_COARSE], 0.5), 1.0), false);
     check("hiersae_edges", trainer(&config(vec![N_COARSE], 0.05), 1.0), false);
+}
+
+#[test]
+fn tree_sae() {
+    let config = Sae {
+        k: 3,
+        aux_k: AuxK { dead_after: 4 * BATCH as u64, k: Some(3), ..AuxK::default() },
+        tree_sae: Some(TreeSae {
+            interval: 0.2,
+            max_interval: 0.3,
+            root_reset: 0.8,
+            eligible_within: 3 * BATCH as u64,
+            ..TreeSae::default()
+        }),
+        ..two_level(Arch::TreeSae)
+    };
+    let mut trainer = weaken(trainer(&config, 1e30), 12..16);
+    let mut before: Vec<u32> =
+        (0..D_SAE - N_COARSE).map(|j| ((N_COARSE + 1) as f64 * uniform(4, j as u64)) as u32).collect();
+    trainer.state.family.as_mut().unwrap().parent.clone_from(&before);
+    check_steps("tree_plain", trainer, false, |trainer, row| {
+        let parent = &trainer.state.family.as_ref().unwrap().parent;
+        let n_moved = parent.iter().zip(&before).filter(|(now, before)| now != before).count();
+        before.clone_from(parent);
+        let n_dead = |since: &[u64]| since.iter().filter(|&&tokens| tokens >= 4 * BATCH as u64).count() as f64;
+        let (coarse, fine) = trainer.state.tokens_since_fired.split_at(N_COARSE);
+        let l0 = row.l0_coarse + row.l0_fine;
+        let losses = [("mse_16", row.mse_prefixes), ("mse", row.mse), ("aux", row.aux), ("l0", l0)];
+        let counts = [("n_dead_16", n_dead(coarse)), ("n_dead_48", n_dead(fine)), ("n_moved", n_moved as f64)];
+        losses.into_iter().chain(counts).collect()
+    });
 }

@@ -119,7 +119,7 @@ impl Trainer {
     }
 
     #[expect(clippy::too_many_arguments, reason = "puts together what the pass found")]
-    fn outcome(
+    pub(super) fn outcome(
         &self,
         found: Found,
         pre_act: f64,
@@ -145,7 +145,7 @@ impl Trainer {
         }
     }
 
-    fn encoder<'a>(&'a self, x: &'a [f32]) -> EncoderInput<'a> {
+    pub(super) fn encoder<'a>(&'a self, x: &'a [f32]) -> EncoderInput<'a> {
         let weights = &self.state.weights;
         EncoderInput {
             x_centered: x,

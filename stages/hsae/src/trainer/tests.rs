@@ -1,6 +1,6 @@
 //! Whole trainings on small planted data: what a run gives may depend on nothing but its configuration.
 
-use artifact::config::{Arch, Select, Tree};
+use artifact::config::{Arch, Select, Tree, TreeSae};
 use rand::RngExt;
 
 use super::*;
@@ -34,7 +34,7 @@ fn train() -> Train {
 }
 
 fn config(arch: Arch) -> Sae {
-    let n_coarse = if matches!(arch, Arch::Matryoshka | Arch::Hiersae) { 5 } else { 0 };
+    let n_coarse = if matches!(arch, Arch::Matryoshka | Arch::TreeSae | Arch::Hiersae) { 5 } else { 0 };
     let tree = (arch == Arch::Hiersae).then(|| Tree { update_every: 5, ..Tree::default() });
     Sae { name: "test".into(), arch, n_coarse, n_fine: 12 - n_coarse, k: 2, tree, ..Sae::default() }
 }
@@ -69,6 +69,7 @@ fn every_architecture_learns_and_keeps_its_budget() {
         Arch::Batchtopk,
         Arch::MatchingPursuit,
         Arch::Matryoshka,
+        Arch::TreeSae,
         Arch::Hiersae,
     ]) {
         let (_, sae) = trained(&config(arch));
@@ -76,7 +77,13 @@ fn every_architecture_learns_and_keeps_its_budget() {
             let l0 = sae.encode(&x, mode).nnz() as f64 / 4096.0;
             let ev = ev(&sae, &x, mode);
             // A penalty on the activation shrinks it, which costs EV.
-            let least = if penalised.contains(&arch) { 0.7 } else { 0.8 };
+            let least = match (arch, mode) {
+                // One latent a level on every token, whatever its features are; and made for its own gate.
+                (Arch::TreeSae, Mode { view: View::Gated, threshold: Threshold::Native }) => 0.7,
+                (Arch::TreeSae, _) => 0.45,
+                _ if penalised.contains(&arch) => 0.7,
+                _ => 0.8,
+            };
             assert!(ev >= least, "{arch:?} {mode:?}: EV {ev}");
             // Where a penalty decides L0, it is steered in training and not set after it.
             let is_steered = penalised.contains(&arch) && mode.threshold == Threshold::Native;
@@ -134,6 +141,57 @@ fn a_strong_prior_still_reaches_the_wanted_l0() {
     }
 }
 
+/// The widest gap between an L0 and the wanted one, and whether every active child has an active parent.
+fn budgets_of_tree_sae(sae: &TrainedSae, mode: Mode, rows: &[f32]) -> (f64, bool) {
+    let acts = sae.encode(rows, mode);
+    let crate::TreeGate::Hard { active_above } = sae.gate else { panic!("{:?}", sae.gate) };
+    let has_parent = |t: usize| {
+        let (idx, vals) = acts.row(t);
+        let is_active = |parent: u32| idx.iter().position(|&j| j == parent).is_some_and(|at| vals[at] > active_above);
+        idx.iter().filter_map(|&j| sae.parent[j as usize]).all(is_active)
+    };
+    let l0 = acts.nnz() as f64 / acts.n_rows() as f64;
+    (l0, (0..acts.n_rows()).all(has_parent))
+}
+
+#[test]
+fn a_hard_gate_is_kept_in_both_thresholds_and_gone_in_the_flat_view() {
+    let rows = planted(8192, 500);
+    let (_, sae) = trained(&config(Arch::TreeSae));
+    assert!(sae.parent[5..].iter().any(Option::is_some) && sae.parent[..5].iter().all(Option::is_none));
+    for mode in sae.modes() {
+        let (l0, keeps_the_gate) = budgets_of_tree_sae(&sae, mode, &rows);
+        match mode.view {
+            // What is exported has thresholds: see `export::cfg`.
+            View::Flat => {
+                assert!(matches!(sae.rule(mode), crate::Rule::Above(_)) && (l0 - 2.0).abs() <= 1e-3, "{mode:?}: {l0}");
+                assert!(!keeps_the_gate, "{mode:?}");
+            }
+            View::Gated => assert!(keeps_the_gate && (1.0..=2.0).contains(&l0), "{mode:?}: {l0}"),
+        }
+    }
+    let native = Mode { view: View::Gated, threshold: Threshold::Native };
+    let acts = sae.encode(&rows, native);
+    let is_within =
+        |t: usize| [true, false].iter().all(|&c| acts.row(t).0.iter().filter(|&&j| (j < 5) == c).count() <= 1);
+    assert!((0..8192).all(is_within));
+}
+
+#[test]
+fn a_tree_sae_that_gave_all_children_to_the_root_still_has_both_views() {
+    let mut trainer = Trainer::new(&config(Arch::TreeSae), &train(), 7, &[0.0; D_MODEL]);
+    run(&mut trainer, 20);
+    trainer.state.family.as_mut().unwrap().parent.fill(5);
+    let sae = finish(&trainer, 1.0, &planted(2048, 500));
+    assert_eq!(sae.modes().len(), 4);
+    for mode in sae.modes() {
+        let (l0, _) = budgets_of_tree_sae(&sae, mode, &planted(2048, 500));
+        assert!((l0 - 2.0).abs() <= 0.2, "{mode:?}: {l0}");
+        let thresholds = sae.rule(mode).thresholds().unwrap_or_default();
+        assert!(thresholds.iter().all(|t| t.is_finite()), "{mode:?}: {thresholds:?}");
+    }
+}
+
 #[test]
 fn latents_that_are_not_in_use_yet_are_not_dead() {
     let mut trainer = Trainer::new(&config(Arch::Hiersae), &train(), 7, &[0.0; D_MODEL]);
@@ -155,19 +213,27 @@ fn hiersae_runs_on_every_selection() {
 
 /// Sizes at which every kernel has several blocks of everything, and none is full.
 fn large(arch: Arch) -> (Sae, Train) {
-    let n_coarse = if matches!(arch, Arch::Matryoshka | Arch::Hiersae) { 90 } else { 0 };
+    let n_coarse = if matches!(arch, Arch::Matryoshka | Arch::TreeSae | Arch::Hiersae) { 90 } else { 0 };
     let is_hiersae = arch == Arch::Hiersae;
     let sae = Sae {
         n_coarse,
         n_fine: 700 - n_coarse,
         k: 9,
         aux_k: match arch {
-            Arch::Topk | Arch::Batchtopk | Arch::Matryoshka | Arch::Hiersae => {
+            Arch::Topk | Arch::Batchtopk | Arch::Matryoshka | Arch::TreeSae | Arch::Hiersae => {
                 artifact::config::AuxK { dead_after: 1500, ..Default::default() }
             }
             _ => Default::default(),
         },
         tree: is_hiersae.then(|| Tree { gate_from: 0.2, gate_to: 0.3, update_every: 2, ..Tree::default() }),
+        // Children move twice, and dead ones go to the root before the end.
+        tree_sae: (arch == Arch::TreeSae).then(|| TreeSae {
+            interval: 0.25,
+            max_interval: 0.3,
+            root_reset: 0.7,
+            eligible_within: 1300,
+            ..TreeSae::default()
+        }),
         resample: (arch == Arch::Vanilla).then_some(artifact::config::Resample { every: 4, until: 1.0 }),
         panneal: match arch {
             Arch::Panneal => artifact::config::PAnneal { from: 0.1, to: 0.8, n_values: 4, p_end: 0.3 },
@@ -198,7 +264,7 @@ fn run_large(trainer: &mut Trainer, until: u64) -> Vec<CurveRow> {
     rows
 }
 
-const ALL: [Arch; 9] = [
+const ALL: [Arch; 10] = [
     Arch::Vanilla,
     Arch::Gated,
     Arch::Topk,
@@ -207,6 +273,7 @@ const ALL: [Arch; 9] = [
     Arch::Panneal,
     Arch::MatchingPursuit,
     Arch::Matryoshka,
+    Arch::TreeSae,
     Arch::Hiersae,
 ];
 
