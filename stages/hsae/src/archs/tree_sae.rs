@@ -158,7 +158,7 @@ impl Part {
         let row = |&j: &u32| &input.w_enc[j as usize * d_model..(j as usize + 1) * d_model];
         let w_enc: Vec<f32> = latents.iter().flat_map(row).copied().collect();
         let b_enc = latents.iter().map(|&j| input.b_enc[j as usize]).collect();
-        let packed = PackedEncoder::pack(input.packed.path(), &w_enc, d_model);
+        let packed = input.packed.packed_alike(&w_enc);
         Self { latents, w_enc, b_enc, packed }
     }
 

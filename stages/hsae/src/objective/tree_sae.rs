@@ -28,7 +28,6 @@ impl<A: Activation> Objective<'_, A> {
         let extras: Vec<_> = extra.into_iter().collect();
         let input = Backward {
             x: &room.x,
-            flow: &room.flow,
             pre_acts,
             columns,
             prefixes,
@@ -37,7 +36,7 @@ impl<A: Activation> Objective<'_, A> {
             d_model,
             extras: &extras,
         };
-        let totals = backward(self.activation, &input, self.is_constrained, grads);
+        let totals = backward(self.activation, &input, &mut room.flow, false, self.is_constrained, grads);
         let mut found = self.finish(losses, totals, grads);
         // What flows to the biases was needed for b_dec, which the encoder's input is less; now it is forgotten.
         let of_biases: f64 = grads.b_enc.iter().map(|&g| f64::from(g).powi(2)).sum();

@@ -63,6 +63,15 @@ impl PackedEncoder {
         packed
     }
 
+    /// Other latents for the same activations. Shapes: w_enc [n, d_model].
+    pub(crate) fn packed_alike(&self, w_enc: &[f32]) -> Self {
+        let mut packed = Self::new(self.path, self.d_model, w_enc.len() / self.d_model);
+        packed.balance.clone_from(&self.balance);
+        packed.inverse_balance.clone_from(&self.inverse_balance);
+        packed.update(w_enc);
+        packed
+    }
+
     /// Packs anew, in the room that is there.
     pub(crate) fn update(&mut self, w_enc: &[f32]) {
         let d_model = self.d_model;
