@@ -19,6 +19,8 @@ const TASK_LATENTS: usize = 4096;
 const N_NOTED: usize = 128;
 /// Where only a token's k largest matter, one part in so many of the latents tells first where they may lie.
 const FIRST_PART: usize = 8;
+/// From so many times k noted latents on.
+const WORTH_RAISING: usize = 2;
 
 /// The encoder and a batch. Shapes: x_centered [B, d_model] (b_dec already subtracted), w_enc [d_sae, d_model],
 /// b_enc [d_sae].
@@ -167,27 +169,12 @@ impl Task<'_> {
                 screen.product(rows.clone(), panel_latents.clone(), &mut tile, step_latents);
                 scan_tile(&screen, &tile, step_latents, rows, &bounds, &panel, &mut noted);
             }
-            if let Some(top) = self.bounds.top.filter(|_| panel_latents.end >= raise_at) {
-                self.raise(&mut bounds, top, &noted);
+            if let Some(top) = self.bounds.top.filter(|top| top.k > 0 && panel_latents.end >= raise_at) {
+                raise(self, &mut bounds, top, &mut noted);
                 raise_at = latents.start + 2 * (panel_latents.end - latents.start);
             }
         }
         noted
-    }
-
-    /// Raises bounds of tokens of which much was noted: nothing matters that surely lies more than the slack below the
-    /// k-th largest so far.
-    fn raise(&self, bounds: &mut [f32], top: Top, noted: &[Vec<Noted>]) {
-        let (screen, mut lower_ends) = (self.screen(), Vec::new());
-        for (row, (bound, noted)) in bounds.iter_mut().zip(noted).enumerate() {
-            if noted.len() > top.k {
-                let margins = self.margins(&screen, row);
-                lower_ends.clear();
-                lower_ends.extend(noted.iter().map(|&(latent, score)| score - margins.of(latent, score)));
-                let kth = kth_largest(&mut lower_ends, top.k);
-                *bound = bound.max(kth - top.slack);
-            }
-        }
     }
 
     pub(super) fn screen(&self) -> Screen<'_> {
@@ -242,6 +229,32 @@ impl Margins<'_> {
         let ((a, b), j) = (self.factors, latent as usize);
         let margin = a * length[j] + b * error[j] + self.screen.rounding(score, self.task.offset(j).abs());
         if margin.is_finite() { margin } else { f32::INFINITY }
+    }
+}
+
+vectorised! {
+    /// Raises bounds of tokens of which much was noted, and forgets what was noted below: nothing matters that surely lies
+    /// more than the slack below the k-th largest so far.
+    fn raise(task: &Task, bounds: &mut [f32], top: Top, noted: &mut [Vec<Noted>]) {
+        let (screen, mut margins_now, mut lower_ends) = (task.screen(), Vec::new(), Vec::new());
+        for (row, (bound, noted)) in bounds.iter_mut().zip(noted).enumerate() {
+            if noted.len() <= WORTH_RAISING * top.k {
+                continue;
+            }
+            let margins = task.margins(&screen, row);
+            margins_now.clear();
+            margins_now.extend(noted.iter().map(|&(latent, score)| margins.of(latent, score)));
+            lower_ends.clear();
+            lower_ends.extend(noted.iter().zip(&margins_now).map(|(&(_, score), margin)| score - margin));
+            *bound = bound.max(kth_largest(&mut lower_ends, top.k) - top.slack);
+            let mut n = 0;
+            for (i, margin) in margins_now.iter().enumerate() {
+                // Written in any case, and kept if it counts: which it does is hard to foresee.
+                noted[n] = noted[i];
+                n += usize::from(noted[n].1 + margin >= *bound);
+            }
+            noted.truncate(n);
+        }
     }
 }
 
