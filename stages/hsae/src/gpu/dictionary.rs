@@ -109,6 +109,7 @@ impl Dictionary {
     }
 
     /// Shapes: target [B, d_model] without b_dec, acts [nnz]. The loss is the mean over tokens of what the prefixes weigh.
+    #[expect(clippy::too_many_arguments, reason = "the arrays of a product")]
     pub(super) fn reconstruct(
         &self,
         client: &Client,
