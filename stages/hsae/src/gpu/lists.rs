@@ -244,7 +244,8 @@ fn listed(
     let segments = || Buffer::<u32>::empty(client, n_rows * n_segments);
     let (above, equal, kept, word_start) = (words(), words(), words(), words());
     let (n_above, n_equal, n_equal_kept, start) = (segments(), segments(), segments(), segments());
-    let (row_ptr, idx) = (Buffer::empty(client, n_rows + 1), Buffer::empty(client, capacity));
+    // Who walks a list looks at the entry after its last one, and then lets it be.
+    let (row_ptr, idx) = (Buffer::empty(client, n_rows + 1), Buffer::empty(client, capacity + 1));
     // SAFETY: buffers are as large as the shapes say, and the threshold leaves no more than `capacity` entries.
     unsafe {
         kernels::mark::launch_unchecked(
