@@ -4,6 +4,8 @@
 //!
 //! No kernel uses planes (warps, subgroups), whose size differs between devices, or types wider than 32 bits.
 
+#![expect(clippy::needless_range_loop, reason = "CubeCL loops over ranges, not over iterators")]
+
 pub(super) mod adam;
 pub(super) mod columns;
 pub(super) mod cube;
