@@ -202,3 +202,17 @@ fn stages_explain_themselves() {
         assert!(!wrong.status.success() && stderr(&wrong).contains("--no-such-flag"), "{stage}");
     }
 }
+
+/// In a build without CUDA; one that has it and finds a GPU would train there.
+#[test]
+fn a_gpu_that_is_not_there_stops_training_and_nothing_else() {
+    let run = Run::finished();
+    let undisturbed = run.manifests();
+    run.edit("source:\n", "device: cuda\nsource:\n");
+    for stage in STAGES.into_iter().filter(|&stage| stage != "train") {
+        run.expect(stage, &[]);
+    }
+    assert_eq!(changed(&undisturbed, &run.manifests()), [""; 0]);
+    let message = run.expect_error("train", &[]);
+    assert!(message.contains("pipeline.yaml: device = cuda, but ") && message.contains("set device: cpu"), "{message}");
+}

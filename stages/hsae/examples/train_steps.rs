@@ -5,10 +5,11 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use artifact::config::{Arch, AuxK, Curriculum, Prefixes, Sae, Train, Tree};
 use clap::Parser;
 use hsae::Trainer;
+use hsae::gpu::Gpu;
 use serde_json::json;
 
 #[derive(Parser)]
@@ -39,6 +40,12 @@ struct Args {
     lr: f64,
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// cpu; cuda or wgpu where the feature of that name is compiled in.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// f32, tf32 or bf16: the operands of a GPU's product with the encoder.
+    #[arg(long, default_value = "tf32")]
+    gpu_precision: String,
 }
 
 fn main() -> Result<()> {
@@ -50,7 +57,7 @@ fn main() -> Result<()> {
     let n_steps = args.warmup + args.steps;
 
     let mean = rows.mean(args.d_model)?;
-    let mut trainer = Trainer::new(&sae(&args)?, &train(&args, n_steps), 0, &mean);
+    let mut trainer = Trainer::new(&sae(&args)?, &train(&args, n_steps)?, 0, &mean);
     if let Some(init) = &args.init {
         let rows = read(init)?;
         ensure!(rows.len() == args.d_sae * args.d_model, "{}: not [d_sae, d_model]", init.display());
@@ -58,7 +65,16 @@ fn main() -> Result<()> {
         trainer.state.weights.w_dec = rows;
         trainer.repack();
     }
-    let (mut step_ms, mut fvu, mut l0) = (vec![], vec![], 0.0);
+    let gpu = match args.device.as_str() {
+        "cpu" => None,
+        "cuda" => Some(Gpu::cuda()?),
+        "wgpu" => Some(Gpu::wgpu()?),
+        other => bail!("--device {other}: not cpu, cuda or wgpu"),
+    };
+    if let Some(gpu) = &gpu {
+        trainer.move_to(gpu)?;
+    }
+    let (mut step_ms, mut fvu, mut losses, mut l0) = (vec![], vec![], vec![], 0.0);
     let mut parts_ms: [Vec<f64>; 4] = Default::default();
     for step in 0..n_steps {
         let batch = rows.batch(step)?;
@@ -76,6 +92,7 @@ fn main() -> Result<()> {
             parts_ms.iter_mut().zip(parts).for_each(|(all, part)| all.push(1e3 * part));
         }
         fvu.push(row.fvu);
+        losses.push(row.loss);
         l0 = row.l0_coarse + row.l0_fine;
     }
     let peak_rss_mb = peak_rss_mb();
@@ -88,10 +105,11 @@ fn main() -> Result<()> {
             "step_ms": step_ms,
             "parts_ms": {"select": select, "tree": tree, "gradients": gradients, "adam": adam},
             "fvu": fvu,
+            "loss": losses,
             "l0": l0,
             "peak_rss_mb": peak_rss_mb,
             "peak_gflops": peak_gflops(),
-            "path": hsae::screen_path(),
+            "path": gpu.as_ref().map_or(hsae::screen_path(), Gpu::name),
         })
     );
     Ok(())
@@ -116,15 +134,16 @@ fn sae(args: &Args) -> Result<Sae> {
     })
 }
 
-fn train(args: &Args, n_steps: usize) -> Train {
-    Train {
+fn train(args: &Args, n_steps: usize) -> Result<Train> {
+    Ok(Train {
+        gpu_precision: serde_json::from_value(json!(args.gpu_precision)).context("--gpu-precision")?,
         batch_size: args.batch,
         n_tokens: (n_steps * args.batch) as u64,
         lr: args.lr,
         lr_warmup: 0.0,
         lr_decay: 0.0,
         ..Train::default()
-    }
+    })
 }
 
 fn read(path: &PathBuf) -> Result<Vec<f32>> {

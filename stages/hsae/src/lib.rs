@@ -9,6 +9,7 @@ mod archs;
 mod calibrate;
 pub mod checkpoint;
 pub mod export;
+pub mod gpu;
 mod gradients;
 pub mod import;
 mod kernels;

@@ -1,5 +1,6 @@
 //! One SAE in training: its state, and what a step does to it. The state is all that a checkpoint has to hold.
 
+mod device;
 mod outcome;
 mod pass;
 mod resample;
@@ -15,6 +16,9 @@ use serde::Serialize;
 use crate::activation::Kept;
 use crate::adam::{Adam, Lengths};
 use crate::archs::{Annealing, EPSILON, Family, Gated, JumpRelu, PAnneal, Relu, Sparsity};
+#[cfg(feature = "gpu")]
+use crate::gpu;
+use crate::gpu::Engine;
 use crate::gradients::Gradients;
 use crate::kernels::Prefixes;
 use crate::kernels::screen::{PackedEncoder, Path};
@@ -39,6 +43,8 @@ pub struct Trainer {
     pub n_steps: u64,
     pub state: TrainerState,
     timing: Timing,
+    /// Where steps run on a GPU: parameters and moments are there, and `state` has them after `sync`.
+    engine: Option<Engine>,
     /// Room for what every step makes anew.
     packed: PackedEncoder,
     grads: Gradients,
@@ -113,6 +119,7 @@ impl Trainer {
             seed,
             n_steps,
             timing: Timing::default(),
+            engine: None,
             packed: PackedEncoder::pack(Path::detect(), &weights.w_enc, d_model),
             grads: Gradients::zeros(d_model, d_sae),
             room: Room::default(),
@@ -150,6 +157,12 @@ impl Trainer {
     ///
     /// Errors: the loss or a weight is no longer finite.
     pub fn step(&mut self, mut x: Vec<f32>) -> Result<CurveRow> {
+        #[cfg(feature = "gpu")]
+        if let Some(mut engine) = self.engine.take() {
+            let row = gpu::guarded(|| self.step_on_gpu(&mut engine, &x));
+            self.engine = Some(engine);
+            return row;
+        }
         let phase = schedule::phase(&self.train, &self.config, self.state.step, self.n_steps);
         let n_rows = x.len() / self.state.weights.d_model;
         let total_variance = total_variance(&x, self.state.weights.d_model);

@@ -10,7 +10,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use artifact::config::Sae;
-use artifact::stage::{Input, Stage, Task, main_of};
+use artifact::stage::{Input, Stage, Task, main_of_with_gpu};
+use hsae::gpu::{self, Gpu};
 use serde_json::json;
 
 use data::{Harvested, TrainingData};
@@ -19,14 +20,21 @@ use together::{Failures, train_together};
 /// Raised when training computes something else from the same inputs and configuration.
 const RECIPE: u32 = 6;
 
+/// What `Stage::device` calls a GPU.
+pub(crate) const GPU: &str = "cuda";
+
 /// SAEs on one pass over data that do not fit in memory.
 const TOGETHER: usize = 8;
 
 fn main() -> ExitCode {
-    main_of("train", "Trains the pipeline's sparse autoencoders on harvested activations", run)
+    let about = "Trains the pipeline's sparse autoencoders on harvested activations";
+    main_of_with_gpu("train", about, || Gpu::cuda().map(drop), run)
 }
 
 fn run(stage: &Stage) -> Result<()> {
+    if stage.device == GPU {
+        stage.pipeline.train.saes.iter().filter(|sae| sae.import.is_none()).try_for_each(gpu::check)?;
+    }
     let harvest = stage.input("harvest")?;
     let harvested = Harvested::read(&harvest)?;
     let mut data = None;
@@ -108,6 +116,9 @@ fn start(stage: &Stage, seed: u64, sae: &Sae, harvest: &Input, harvested: &Harve
         }
         if harvested.fits(&stage.pipeline.train) {
             shared.remove("resident_mb");
+        }
+        if stage.device != GPU {
+            shared.remove("gpu_precision");
         }
     }
     let config = json!({"train": shared, "sae": sae});

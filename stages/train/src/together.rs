@@ -5,9 +5,11 @@ use anyhow::{Context, Error, Result};
 use artifact::config::Sae;
 use artifact::stage::{Progress, Stage, Task};
 use artifact::tables::CurveRow;
+use hsae::gpu::Gpu;
 use hsae::{Trainer, checkpoint, export};
 use serde_json::json;
 
+use crate::GPU;
 use crate::batches::{Batches, Wanted, with_batches};
 use crate::data::{Harvested, TrainingData};
 
@@ -146,6 +148,11 @@ impl<'a> Member<'a> {
         if trainer.state.step > 0 {
             stage.log.line(format!("{}: going on from step {}", sae.name, trainer.state.step));
         }
+        if stage.device == GPU {
+            let gpu = Gpu::cuda()?;
+            trainer.move_to(&gpu)?;
+            stage.log.line(format!("{}: training on {}", sae.name, gpu.name()));
+        }
         Ok(Self { sae, task, trainer, curve: curve.unwrap_or_default() })
     }
 
@@ -168,12 +175,14 @@ impl<'a> Member<'a> {
         }
         if is_checkpoint && !is_done {
             let (folder, key) = (self.task.checkpoint_folder(), self.task.key_digest());
+            self.trainer.sync()?;
             checkpoint::save(&folder, &key, &self.trainer, &self.curve)?;
         }
         Ok(row)
     }
 
     fn publish(mut self, stage: &Stage, harvested: &Harvested, sample: &[f32]) -> Result<()> {
+        self.trainer.sync()?;
         self.trainer.state.weights.check_finite().with_context(|| self.sae.name.clone())?;
         if let Some(row) = self.curve.last() {
             let values = json!({"sae": self.sae.name, "parts_s": self.trainer.timing()});

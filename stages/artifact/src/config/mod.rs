@@ -12,7 +12,7 @@ mod validate;
 pub use load::{json_schema, load};
 pub use sae::*;
 pub use source::{Activations, ModelSource, Source, Synthetic, Text, TextSource};
-pub use stages::{ActivationDtype, Harvest, Probe, ProbeTask, Recover, Report, Splice, Train};
+pub use stages::{ActivationDtype, GpuPrecision, Harvest, Probe, ProbeTask, Recover, Report, Splice, Train};
 pub use tree_sae::TreeSae;
 
 use schemars::JsonSchema;
@@ -24,7 +24,8 @@ use serde::{Deserialize, Serialize};
 pub struct Pipeline {
     /// Every random stream is ChaCha keyed by this seed, the stage, the shard and the step.
     pub seed: u64,
-    /// Where tensors live. `auto` takes CUDA when it was compiled in and a GPU answers, else the CPU.
+    /// Where SAEs are trained. `auto` takes CUDA when it was compiled in and a GPU answers, else the CPU. All else runs on
+    /// the CPU.
     pub device: DeviceChoice,
     /// Where activations come from: exactly one of `model`, `synthetic`, `activations`.
     pub source: Source,

@@ -75,7 +75,22 @@ pub struct Train {
     /// speed, not the result. Unset: 1 where the split is in memory, where sharing a pass saves little, and 8 where it is
     /// read anew.
     pub together: Option<usize>,
+    /// On a GPU: what the operands of the encoder's product are rounded to. It decides which latents are active where two
+    /// come close; sums, and the values of what is active, are f32 in any case. The CPU selects as f32 does, always.
+    pub gpu_precision: GpuPrecision,
     pub saes: Vec<Sae>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GpuPrecision {
+    /// No rounding, and no tensor cores.
+    F32,
+    /// 10 bits of mantissa; compute capability 8.0 or newer.
+    #[default]
+    Tf32,
+    /// 7 bits of mantissa.
+    Bf16,
 }
 
 /// Feature recovery and the tree's edges, on the held-out split.
@@ -161,6 +176,7 @@ impl Default for Train {
             log_every: 20,
             resident_mb: 4096,
             together: None,
+            gpu_precision: GpuPrecision::default(),
             saes: Vec::new(),
         }
     }

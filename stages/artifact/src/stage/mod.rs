@@ -61,6 +61,25 @@ pub struct Stage {
 /// The whole of a stage's `main`: parses the command line, loads the pipeline, runs, and turns an error into one line
 /// and exit code 1.
 pub fn main_of(name: &'static str, about: &'static str, run: impl FnOnce(&Stage) -> Result<()>) -> ExitCode {
+    main_with(name, about, None, run)
+}
+
+/// The same for a stage that can use a GPU. `find_gpu` says why there is none.
+pub fn main_of_with_gpu(
+    name: &'static str,
+    about: &'static str,
+    find_gpu: fn() -> Result<()>,
+    run: impl FnOnce(&Stage) -> Result<()>,
+) -> ExitCode {
+    main_with(name, about, Some(find_gpu), run)
+}
+
+fn main_with(
+    name: &'static str,
+    about: &'static str,
+    find_gpu: Option<fn() -> Result<()>>,
+    run: impl FnOnce(&Stage) -> Result<()>,
+) -> ExitCode {
     memory::keep_large_buffers();
     let command = Command::new(name).about(about).version(env!("CARGO_PKG_VERSION"));
     let command = <StageArgs as clap::Args>::augment_args(command);
@@ -68,7 +87,7 @@ pub fn main_of(name: &'static str, about: &'static str, run: impl FnOnce(&Stage)
     let args = StageArgs::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let asks_for_status = args.status;
     explain_panics(name);
-    let result = start(name, args).and_then(|stage| {
+    let result = start(name, args, find_gpu).and_then(|stage| {
         let result = run(&stage);
         if !stage.args.status {
             stage.note_outcome(result.as_ref().err());
@@ -89,26 +108,28 @@ pub fn main_of(name: &'static str, about: &'static str, run: impl FnOnce(&Stage)
     }
 }
 
-fn start(name: &'static str, args: StageArgs) -> Result<Stage> {
+fn start(name: &'static str, args: StageArgs, find_gpu: Option<fn() -> Result<()>>) -> Result<Stage> {
     let pipeline = config::load(&args.config)?;
     let log = Log::new(name, args.log_format, args.quiet);
     if !args.status {
         log.to_folder(&args.run.join("log"))?;
     }
-    let device = device(&pipeline, &args)?;
+    let device = device(&pipeline, &args, find_gpu)?;
     Ok(Stage { name, run: args.run.clone(), pipeline, args, log, device })
 }
 
-/// Errors: CUDA is asked for, which this build cannot do.
-fn device(pipeline: &Pipeline, args: &StageArgs) -> Result<&'static str> {
+/// A stage that has no use for a GPU runs on the CPU. Errors: CUDA is asked for, and there is none.
+fn device(pipeline: &Pipeline, args: &StageArgs, find_gpu: Option<fn() -> Result<()>>) -> Result<&'static str> {
+    let Some(find_gpu) = find_gpu else { return Ok("cpu") };
     match pipeline.device {
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok("cpu"),
-        DeviceChoice::Cuda => {
-            anyhow::bail!(
-                "{}: device = cuda, but this build runs on the CPU only; set device: cpu",
-                args.config.display()
-            )
-        }
+        DeviceChoice::Cpu => Ok("cpu"),
+        DeviceChoice::Auto => Ok(if find_gpu().is_ok() { "cuda" } else { "cpu" }),
+        DeviceChoice::Cuda => match find_gpu() {
+            Ok(()) => Ok("cuda"),
+            Err(error) => {
+                anyhow::bail!("{}: device = cuda, but {error:#}; set device: cpu", args.config.display())
+            }
+        },
     }
 }
 

@@ -141,6 +141,7 @@ fn check_steps(
             assert!(difference <= TOLERANCE * expected, "{name}, step {step}, {column}: {found}, expected {expected}");
         }
     }
+    trainer.sync().unwrap();
     let weights = &trainer.state.weights;
     let is_gated = trainer.config.arch == Arch::Gated;
     for (name_of, expected) in golden.finals {
@@ -230,13 +231,16 @@ fn batchtopk_with_and_without_dead_latents() {
     check("batchtopk_dead", weaken(trainer(&recipe(Arch::Batchtopk), 1.0), 48..64), false);
 }
 
-#[test]
-fn matryoshka_with_and_without_dead_latents() {
+fn nested() -> Sae {
     // dictionary_learning averages the groups' errors, which are weighted by one over their number already.
     let prefixes = PrefixesConfig { fixed: vec![N_COARSE], n_random: 0, beta: 0.25, beta_full: 0.25, random_min: 4 };
-    let config = Sae { prefixes: Some(prefixes), ..two_level(Arch::Matryoshka) };
-    check("matryoshka", trainer(&config, 1.0), false);
-    check("matryoshka_dead", weaken(trainer(&config, 1.0), 48..64), false);
+    Sae { prefixes: Some(prefixes), ..two_level(Arch::Matryoshka) }
+}
+
+#[test]
+fn matryoshka_with_and_without_dead_latents() {
+    check("matryoshka", trainer(&nested(), 1.0), false);
+    check("matryoshka_dead", weaken(trainer(&nested(), 1.0), 48..64), false);
 }
 
 fn jumprelu(jumprelu: JumpReluConfig) -> Sae {
@@ -277,9 +281,8 @@ fn matching_pursuit() {
     check("matching_pursuit", trainer(&recipe(Arch::MatchingPursuit), 1.0), false);
 }
 
-#[test]
-fn hiersae() {
-    let config = |fixed: Vec<usize>, min_excess: f64| Sae {
+fn hiersae_with(fixed: Vec<usize>, min_excess: f64) -> Sae {
+    Sae {
         aux_k: AuxK { weight: 0.0, ..AuxK::default() },
         prefixes: Some(PrefixesConfig { fixed, n_random: 0, ..PrefixesConfig::default() }),
         curriculum: Some(Curriculum { coarse_until: 0.0, fine_full_at: 0.0, ..Curriculum::default() }),
@@ -291,10 +294,34 @@ fn hiersae() {
             ..Tree::default()
         }),
         ..two_level(Arch::Hiersae)
+    }
+}
+
+#[test]
+fn hiersae() {
+    check("hiersae", trainer(&hiersae_with(vec![4, N_COARSE, 40], 0.5), 1.0), false);
+    check("hiersae_two_levels", trainer(&hiersae_with(vec![N_COARSE], 0.5), 1.0), false);
+    check("hiersae_edges", trainer(&hiersae_with(vec![N_COARSE], 0.05), 1.0), false);
+}
+
+/// The same on a GPU, where there is one.
+#[cfg(feature = "gpu")]
+#[test]
+fn what_a_gpu_trains() {
+    let on_gpu = |mut trainer: Trainer| {
+        trainer.train.gpu_precision = artifact::config::GpuPrecision::F32;
+        trainer.move_to(&gpu::tests::gpu()).unwrap();
+        trainer
     };
-    check("hiersae", trainer(&config(vec![4, N_COARSE, 40], 0.5), 1.0), false);
-    check("hiersae_two_levels", trainer(&config(vec![N_COARSE], 0.5), 1.0), false);
-    check("hiersae_edges", trainer(&config(vec![N_COARSE], 0.05), 1.0), false);
+    for (name, arch) in [("topk", Arch::Topk), ("batchtopk", Arch::Batchtopk)] {
+        check(name, on_gpu(trainer(&recipe(arch), 1.0)), false);
+        check(&format!("{name}_dead"), on_gpu(weaken(trainer(&recipe(arch), 1.0), 48..64)), false);
+    }
+    check("matryoshka", on_gpu(trainer(&nested(), 1.0)), false);
+    check("matryoshka_dead", on_gpu(weaken(trainer(&nested(), 1.0), 48..64)), false);
+    check("hiersae", on_gpu(trainer(&hiersae_with(vec![4, N_COARSE, 40], 0.5), 1.0)), false);
+    check("hiersae_two_levels", on_gpu(trainer(&hiersae_with(vec![N_COARSE], 0.5), 1.0)), false);
+    check("hiersae_edges", on_gpu(trainer(&hiersae_with(vec![N_COARSE], 0.05), 1.0)), false);
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! Loss and gradients of a batch: which latents are active, the tree, the terms that count now.
 
+#[cfg(feature = "gpu")]
+mod on_gpu;
+
 use std::time::Instant;
 
 use super::outcome::{Firing, Outcome};
