@@ -45,7 +45,7 @@ fn publish_list(stage: &Stage, sources: &[Source]) -> Result<()> {
     // A local source that has moved is the same data at another place, which later stages have to be told.
     let found: serde_json::Map<_, _> =
         sources.iter().map(|s| (s.name.clone(), json!({"digest": s.digest, "path": s.path}))).collect();
-    let Some(mut task) = stage.task_with_seed("fetch", 2, json!({ "sources": found }), &[], 0)? else {
+    let Some(mut task) = stage.task_with("fetch", 2, json!({ "sources": found }), &[], 0, "cpu")? else {
         return Ok(());
     };
     task.write_json(SOURCES, &sources)?;

@@ -9,7 +9,7 @@ mod together;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use artifact::config::Sae;
+use artifact::config::{DeviceChoice, Sae};
 use artifact::stage::{Input, Stage, Task, main_of_with_gpu};
 use hsae::gpu::{self, Gpu};
 use serde_json::json;
@@ -32,7 +32,8 @@ fn main() -> ExitCode {
 }
 
 fn run(stage: &Stage) -> Result<()> {
-    if stage.device == GPU {
+    if stage.pipeline.device == DeviceChoice::Cuda {
+        // Asked for by name, it is for all of them.
         stage.pipeline.train.saes.iter().filter(|sae| sae.import.is_none()).try_for_each(gpu::check)?;
     }
     let harvest = stage.input("harvest")?;
@@ -117,12 +118,17 @@ fn start(stage: &Stage, seed: u64, sae: &Sae, harvest: &Input, harvested: &Harve
         if harvested.fits(&stage.pipeline.train) {
             shared.remove("resident_mb");
         }
-        if stage.device != GPU {
+        if device(stage, sae) != GPU {
             shared.remove("gpu_precision");
         }
     }
     let config = json!({"train": shared, "sae": sae});
-    stage.task_with_seed(&format!("train/{}", sae.name), RECIPE, config, &[harvest], seed)
+    stage.task_with(&format!("train/{}", sae.name), RECIPE, config, &[harvest], seed, device(stage, sae))
+}
+
+/// Where an SAE is trained: on the CPU where the GPU trains none like it.
+pub(crate) fn device(stage: &Stage, sae: &Sae) -> &'static str {
+    if gpu::check(sae).is_ok() { stage.device } else { "cpu" }
 }
 
 /// `train/saes.json`: what the pipeline's SAEs are and where they lie, for the stages after this one.

@@ -9,7 +9,7 @@ use hsae::gpu::Gpu;
 use hsae::{Trainer, checkpoint, export};
 use serde_json::json;
 
-use crate::GPU;
+use crate::{GPU, device};
 use crate::batches::{Batches, Wanted, with_batches};
 use crate::data::{Harvested, TrainingData};
 
@@ -148,7 +148,7 @@ impl<'a> Member<'a> {
         if trainer.state.step > 0 {
             stage.log.line(format!("{}: going on from step {}", sae.name, trainer.state.step));
         }
-        if stage.device == GPU {
+        if device(stage, sae) == GPU {
             let gpu = Gpu::cuda()?;
             trainer.move_to(&gpu)?;
             stage.log.line(format!("{}: training on {}", sae.name, gpu.name()));

@@ -143,24 +143,25 @@ impl Stage {
     ///
     /// `None` when there is nothing to do: the outputs are up to date, or only the status was asked for.
     pub fn task(&self, folder: &str, recipe: u32, config: Value, inputs: &[&Input]) -> Result<Option<Task>> {
-        self.task_with_seed(folder, recipe, config, inputs, self.pipeline.seed)
+        self.task_with(folder, recipe, config, inputs, self.pipeline.seed, self.device)
     }
 
-    /// The same, for a task with a seed of its own.
-    pub fn task_with_seed(
+    /// The same, for a task with a seed and a device of its own.
+    pub fn task_with(
         &self,
         folder: &str,
         recipe: u32,
         config: Value,
         inputs: &[&Input],
         seed: u64,
+        device: &str,
     ) -> Result<Option<Task>> {
         let key = Key {
             schema: manifest::SCHEMA,
             stage: self.name.into(),
             recipe,
             seed,
-            device: self.device.into(),
+            device: device.into(),
             config,
             inputs: inputs.iter().map(|input| (input.name.clone(), input.manifest.digest.clone())).collect(),
         };
