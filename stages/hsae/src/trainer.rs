@@ -201,6 +201,7 @@ impl Trainer {
             row.step
         );
         self.follow(&outcome, n_rows);
+        self.packed.reconsider(&self.state.weights.w_enc);
         self.resample_if_due(uncentered.as_deref().unwrap_or(&x), &x);
         self.state.step += 1;
         Ok(row)

@@ -9,9 +9,9 @@ use hsae::gpu::Gpu;
 use hsae::{Trainer, checkpoint, export};
 use serde_json::json;
 
-use crate::{GPU, device};
 use crate::batches::{Batches, Wanted, with_batches};
 use crate::data::{Harvested, TrainingData};
+use crate::{GPU, device};
 
 /// Training rows on which the thresholds at inference are set.
 pub(crate) const N_CALIBRATION_ROWS: usize = 16_384;

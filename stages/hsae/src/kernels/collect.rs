@@ -352,4 +352,27 @@ mod tests {
             }
         }
     }
+
+    /// Tokens of which one coordinate, each time another one, leaves nothing of the 8 bits to the others.
+    #[test]
+    fn what_eight_bits_cannot_tell_apart_gets_more() {
+        let (n_rows, d_model, d_sae) = (128, 64, 256);
+        let mut rng = artifact::random::stream(3, "test", 0, 0);
+        let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
+        let (mut spiked, w_enc, b_enc) = (random(n_rows * d_model), random(d_sae * d_model), vec![0.0; d_sae]);
+        let even = spiked.clone();
+        (0..n_rows).for_each(|t| spiked[t * d_model + t % d_model] = 1e4);
+        for path in Path::all() {
+            for (x, bound) in [(&even, 5.0), (&spiked, 0.0)] {
+                let mut packed = PackedEncoder::pack(path, &w_enc, d_model);
+                let input = EncoderInput { x_centered: x, w_enc: &w_enc, b_enc: &b_enc, d_model, packed: &packed };
+                let before = collect(input, Bounds::above(bound));
+                packed.reconsider(&w_enc);
+                #[cfg(target_arch = "x86_64")]
+                assert_eq!(packed.path() == path, path != Path::Avx512Vnni || bound > 0.0, "{path:?} {bound}");
+                let input = EncoderInput { x_centered: x, w_enc: &w_enc, b_enc: &b_enc, d_model, packed: &packed };
+                assert!(collect(input, Bounds::above(bound)) == before, "{path:?} {bound}");
+            }
+        }
+    }
 }

@@ -17,6 +17,7 @@ vectorised! {
             Some(top) if top.k > 0 => settling.largest(top),
             _ => settling.all(),
         }
+        task.input.packed.note(settling.n_computed, noted.len());
         settling.found()
     }
 }
@@ -33,6 +34,7 @@ struct Settling<'a> {
     by_latent: Vec<Wanted>,
     /// [d_sae + 1].
     next: Vec<u32>,
+    n_computed: usize,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -61,6 +63,7 @@ impl<'a> Settling<'a> {
             wanted: Vec::with_capacity(n),
             by_latent: Vec::new(),
             next: Vec::new(),
+            n_computed: 0,
         }
     }
 
@@ -138,6 +141,7 @@ impl<'a> Settling<'a> {
             self.by_latent[*at as usize] = wanted;
             *at += 1;
         }
+        self.n_computed += self.wanted.len();
         self.wanted.clear();
         let w_row = |j: u32| &input.w_enc[j as usize * input.d_model..(j as usize + 1) * input.d_model];
         let by_latent = std::mem::take(&mut self.by_latent);

@@ -131,7 +131,7 @@ mod tests {
             assert_eq!(found.map(f32::to_bits), portable_sum(&rows, &tokens, &weights).map(f32::to_bits), "{n}");
             assert_eq!(sum(&rows, &tokens, &weights).map(f32::to_bits), found.map(f32::to_bits), "{n}");
             for (product, &t) in products.iter().zip(&tokens) {
-                assert_eq!(product.to_bits(), (0.25 + super::super::dot(&rows[t as usize], &w)).to_bits(), "{n}");
+                assert_eq!(product.to_bits(), (0.25 + dot(&rows[t as usize], &w)).to_bits(), "{n}");
             }
         }
     }

@@ -1,6 +1,7 @@
 //! W_enc as the screen wants it.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
@@ -14,7 +15,10 @@ const N_BALANCE_ROWS: usize = 512;
 /// Factors of balance stay within this power of two, so that no value leaves its range.
 const LARGEST_BALANCE: i32 = 12;
 
-#[derive(Clone, Debug)]
+/// Above this share of latents that have to be computed again, a product of more bits is cheaper.
+const MOST_SETTLED: f64 = 0.125;
+
+#[derive(Debug)]
 pub(crate) struct PackedEncoder {
     path: Path,
     d_model: usize,
@@ -31,6 +35,9 @@ pub(crate) struct PackedEncoder {
     balance: Vec<f32>,
     inverse_balance: Vec<f32>,
     is_balanced: bool,
+    /// Pre-activations that were computed again since `reconsider`, and those that were looked at.
+    n_settled: AtomicU64,
+    n_screened: AtomicU64,
 }
 
 impl PackedEncoder {
@@ -53,6 +60,8 @@ impl PackedEncoder {
             balance: vec![1.0; n_balance],
             inverse_balance: vec![1.0; n_balance],
             is_balanced: n_balance == 0,
+            n_settled: AtomicU64::new(0),
+            n_screened: AtomicU64::new(0),
         }
     }
 
@@ -95,6 +104,21 @@ impl PackedEncoder {
         }
         self.is_balanced = true;
         self.update(w_enc);
+    }
+
+    /// Notes how much passed the screen.
+    pub(crate) fn note(&self, n_settled: usize, n_rows: usize) {
+        self.n_settled.fetch_add(n_settled as u64, Ordering::Relaxed);
+        self.n_screened.fetch_add((n_rows * self.d_sae) as u64, Ordering::Relaxed);
+    }
+
+    /// Goes over to more bits where the activations are such that 8 let too much pass. What is selected stays the same.
+    pub(crate) fn reconsider(&mut self, w_enc: &[f32]) {
+        let (n_settled, n_screened) =
+            (std::mem::take(self.n_settled.get_mut()), std::mem::take(self.n_screened.get_mut()));
+        if self.path.format() == Format::Int8 && n_settled as f64 > MOST_SETTLED * n_screened as f64 {
+            *self = Self::pack(Path::of_more_bits(), w_enc, self.d_model);
+        }
     }
 
     /// The panels one by one, each with its norms, for packing by whoever has just changed these rows.

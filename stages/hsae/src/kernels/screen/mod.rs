@@ -61,6 +61,15 @@ impl Path {
         Self::F32
     }
 
+    /// The fastest that reads more than 8 bits.
+    fn of_more_bits() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if avx512_bf16::is_available() {
+            return Self::Avx512Bf16;
+        }
+        Self::F32
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
