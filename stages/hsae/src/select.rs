@@ -117,7 +117,9 @@ fn of_tokens(input: EncoderInput, budget: &Budget, gate: Option<Gate>, guess: f3
     // Thresholds go with the length of a token, so the guess is a share of that.
     let lengths: Vec<f32> = input.x_centered.par_chunks_exact(d_model).map(|x| dot(x, x).sqrt()).collect();
     let guess = if guess > 0.0 { guess } else { DRIFT * sampled(input, budget, Scope::Token, gate) };
-    let mut bounds: Vec<f32> = lengths.iter().map(|length| guess * length).collect();
+    // A token so long that its length overflows is looked at from zero.
+    let bound = |length: &f32| Some(guess * length).filter(|bound| bound.is_finite()).unwrap_or(0.0);
+    let mut bounds: Vec<f32> = lengths.iter().map(bound).collect();
     let top = only_top(budget, gate);
     let look = |input: EncoderInput, bounds: &[f32]| {
         let bounds = Bounds { tokens: TokenBounds::Each(bounds), shift: None, top };

@@ -9,7 +9,7 @@ use artifact::config::{Arch, Sae};
 use artifact::stage::Input;
 use artifact::tables::{TreeNode, read_rows};
 
-use crate::archs::{Dictionary, HardGate, Keep, Levels};
+use crate::archs::{Dictionary, HardGate, Keep, Levels, Parts};
 use crate::export;
 use crate::kernels::screen::{PackedEncoder, Path};
 use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows};
@@ -105,9 +105,13 @@ pub struct Magnitude {
     pub b_mag: Vec<f32>,
 }
 
-/// W_enc as the kernels want it, made when it is first needed. It says nothing that W_enc does not.
+/// W_enc as the kernels want it, and in parts where a hard gate cuts it, each made when it is first needed. It says nothing
+/// that W_enc and the tree do not.
 #[derive(Default)]
-pub struct Packed(OnceLock<PackedEncoder>);
+pub struct Packed {
+    encoder: OnceLock<PackedEncoder>,
+    parts: OnceLock<Parts>,
+}
 
 impl Clone for Packed {
     fn clone(&self) -> Self {
@@ -232,7 +236,8 @@ impl TrainedSae {
 
     /// The two levels behind a hard gate.
     pub(crate) fn levels<'a>(&'a self, input: EncoderInput<'a>, active_above: f32) -> Levels<'a> {
-        Levels::new(input, HardGate { parent: &self.parent, n_coarse: self.n_coarse, active_above })
+        let gate = HardGate { parent: &self.parent, n_coarse: self.n_coarse, active_above };
+        Levels { input, gate, parts: self.packed.parts.get_or_init(|| Parts::new(&input, gate)) }
     }
 
     /// A rule as both levels have it.
@@ -291,7 +296,7 @@ impl TrainedSae {
 
     /// Shapes: x_centered [n, d_model], what `input` gives.
     pub(crate) fn encoder<'a>(&'a self, x_centered: &'a [f32]) -> EncoderInput<'a> {
-        let packed = self.packed.0.get_or_init(|| {
+        let packed = self.packed.encoder.get_or_init(|| {
             let mut packed = PackedEncoder::pack(Path::detect(), &self.w_enc, self.d_model);
             packed.balance(x_centered, &self.w_enc);
             packed

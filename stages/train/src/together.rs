@@ -54,7 +54,7 @@ pub(crate) fn train_together(
 ) -> Result<()> {
     let mut members = Vec::with_capacity(started.len());
     for (sae, task) in started {
-        match Member::resume(stage, seed, sae, task, harvested) {
+        match or_error(sae, || Member::resume(stage, seed, sae, task, harvested)) {
             Ok(member) => members.push(member),
             Err(error) => failures.note(stage, sae, error),
         }
@@ -66,7 +66,8 @@ pub(crate) fn train_together(
     let sample = data.sample(seed, N_CALIBRATION_ROWS)?;
     for member in members {
         let sae = member.sae;
-        member.publish(stage, harvested, &sample).unwrap_or_else(|error| failures.note(stage, sae, error));
+        let published = or_error(sae, || member.publish(stage, harvested, &sample));
+        published.unwrap_or_else(|error| failures.note(stage, sae, error));
     }
     Ok(())
 }
@@ -126,7 +127,7 @@ fn step_all(
         }
         let own = if Some(i) == last { std::mem::take(&mut batch) } else { batch.clone() };
         let batch_size = member.trainer.train.batch_size as u64;
-        match member.step_or_error(own) {
+        match or_error(member.sae, || member.step(own)) {
             Ok(row) => {
                 n_stepped += 1;
                 progress.set(n_done + n_stepped * batch_size, || summary(member.sae, &row));
@@ -154,15 +155,6 @@ impl<'a> Member<'a> {
             stage.log.line(format!("{}: training on {}", sae.name, gpu.name()));
         }
         Ok(Self { sae, task, trainer, curve: curve.unwrap_or_default() })
-    }
-
-    /// A step that ends in an error even where it panics, so that the others of its group go on.
-    fn step_or_error(&mut self, batch: Vec<f32>) -> Result<CurveRow> {
-        let name = self.sae.name.clone();
-        let step = || self.step(batch);
-        // A member that failed is dropped whole, so nothing half-changed is seen again.
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(step))
-            .unwrap_or_else(|_| Err(Error::msg(format!("{name}: a bug ended its training; what it was is above"))))
     }
 
     /// One step, and what is due after it.
@@ -195,6 +187,13 @@ impl<'a> Member<'a> {
         self.task.finish()?;
         Ok(())
     }
+}
+
+/// What is done for one SAE ends in an error even where it panics, so that the others of its group go on. An SAE that failed
+/// is dropped whole: nothing half-changed is seen again.
+fn or_error<T>(sae: &Sae, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+        .unwrap_or_else(|_| Err(Error::msg(format!("{}: a bug ended its training; stderr has what it was", sae.name))))
 }
 
 fn summary(sae: &Sae, row: &CurveRow) -> String {

@@ -14,4 +14,4 @@ pub(crate) use matching_pursuit::Dictionary;
 pub(crate) use panneal::{Annealing, PAnneal};
 pub(crate) use relu::Relu;
 pub use tree_sae::Family;
-pub(crate) use tree_sae::{CoarseAux, EPSILON, HardGate, Keep, Levels, Signs};
+pub(crate) use tree_sae::{CoarseAux, EPSILON, HardGate, Keep, Levels, Parts, Signs};

@@ -51,17 +51,15 @@ pub(crate) enum Keep<'a> {
 
 /// The encoder, cut by who decides over whom, so that nothing closed is ever looked at: the coarse level and the root's
 /// children are screened, each as an encoder of its own, and the few others one by one.
-pub(crate) struct Levels<'a> {
-    input: EncoderInput<'a>,
-    gate: HardGate<'a>,
+pub(crate) struct Parts {
     coarse: Part,
     of_root: Part,
     /// Of each coarse latent, ascending.
     children: Vec<Vec<u32>>,
 }
 
-impl<'a> Levels<'a> {
-    pub(crate) fn new(input: EncoderInput<'a>, gate: HardGate<'a>) -> Self {
+impl Parts {
+    pub(crate) fn new(input: &EncoderInput, gate: HardGate) -> Self {
         let (n_coarse, d_sae) = (gate.n_coarse, input.b_enc.len());
         let mut children = vec![Vec::new(); n_coarse];
         let mut of_root = Vec::new();
@@ -71,10 +69,19 @@ impl<'a> Levels<'a> {
                 None => of_root.push(j as u32),
             }
         }
-        let coarse = Part::new(&input, (0..n_coarse as u32).collect());
-        Self { input, gate, coarse, of_root: Part::new(&input, of_root), children }
+        let coarse = Part::new(input, (0..n_coarse as u32).collect());
+        Self { coarse, of_root: Part::new(input, of_root), children }
     }
+}
 
+/// Some tokens before the encoder's parts, which were made for the same gate.
+pub(crate) struct Levels<'a> {
+    pub(crate) input: EncoderInput<'a>,
+    pub(crate) gate: HardGate<'a>,
+    pub(crate) parts: &'a Parts,
+}
+
+impl Levels<'_> {
     /// The active latents of both levels and their pre-activations. `guesses` are where to start looking, as in
     /// `select_batch`; they are brought up to date.
     pub(crate) fn active(&self, keep: Keep, guesses: &mut [f32; 2]) -> SparseRows {
@@ -85,8 +92,8 @@ impl<'a> Levels<'a> {
     /// The fine latents that `keep` leaves of those that are open behind these coarse ones, together with the latter.
     pub(crate) fn with_fine(&self, coarse: &SparseRows, keep: Keep, guess: &mut f32) -> SparseRows {
         let of_root = match keep {
-            Keep::Largest { fine, .. } => self.of_root.largest(&self.input, fine, guess),
-            Keep::Above(thresholds) => self.of_root.above(&self.input, thresholds),
+            Keep::Largest { fine, .. } => self.parts.of_root.largest(&self.input, fine, guess),
+            Keep::Above(thresholds) => self.parts.of_root.above(&self.input, thresholds),
         };
         let blocks: Vec<SparseRows> = (0..self.input.n_rows())
             .into_par_iter()
@@ -98,8 +105,8 @@ impl<'a> Levels<'a> {
 
     pub(crate) fn coarse(&self, keep: Keep, guess: &mut f32) -> SparseRows {
         match keep {
-            Keep::Largest { coarse, .. } => self.coarse.largest(&self.input, coarse, guess),
-            Keep::Above(thresholds) => self.coarse.above(&self.input, thresholds),
+            Keep::Largest { coarse, .. } => self.parts.coarse.largest(&self.input, coarse, guess),
+            Keep::Above(thresholds) => self.parts.coarse.above(&self.input, thresholds),
         }
     }
 
@@ -113,7 +120,7 @@ impl<'a> Levels<'a> {
             let parents = idx.iter().zip(acts).filter(is_parent);
             open.clear();
             for (&parent, _) in parents {
-                pre_acts_of(&self.input, t, &self.children[parent as usize], &mut open);
+                pre_acts_of(&self.input, t, &self.parts.children[parent as usize], &mut open);
             }
             if let Keep::Above(thresholds) = keep {
                 open.retain(|&(j, pre)| pre > thresholds[j as usize]);

@@ -197,12 +197,17 @@ impl Task<'_> {
         self.input.b_enc[latent] - self.shift(latent)
     }
 
+    /// How large the parts of the offset are: the f32 encoder rounds after adding each.
+    fn offset_size(&self, latent: usize) -> f32 {
+        self.input.b_enc[latent].abs() + self.shift(latent).abs()
+    }
+
     fn panel(&self, latents: Range<usize>) -> Panel<'_> {
         let (length, error) = self.input.packed.norms();
         Panel {
             start: latents.start,
             offset: latents.clone().map(|j| self.offset(j)).collect(),
-            largest_offset: latents.clone().fold(0.0, |max, j| self.offset(j).abs().max(max)),
+            largest_offset: latents.clone().fold(0.0, |max, j| self.offset_size(j).max(max)),
             length: &length[latents.clone()],
             error: &error[latents],
         }
@@ -227,7 +232,7 @@ impl Margins<'_> {
     pub(super) fn of(&self, latent: u32, score: f32) -> f32 {
         let (length, error) = self.task.input.packed.norms();
         let ((a, b), j) = (self.factors, latent as usize);
-        let margin = a * length[j] + b * error[j] + self.screen.rounding(score, self.task.offset(j).abs());
+        let margin = a * length[j] + b * error[j] + self.screen.rounding(score, self.task.offset_size(j));
         if margin.is_finite() { margin } else { f32::INFINITY }
     }
 }
@@ -245,7 +250,11 @@ vectorised! {
             margins_now.clear();
             margins_now.extend(noted.iter().map(|&(latent, score)| margins.of(latent, score)));
             lower_ends.clear();
-            lower_ends.extend(noted.iter().zip(&margins_now).map(|(&(_, score), margin)| score - margin));
+            let lower_end = |(&(_, score), margin): (&Noted, &f32)| match score - margin {
+                end if end.is_finite() => end,
+                _ => f32::NEG_INFINITY,
+            };
+            lower_ends.extend(noted.iter().zip(&margins_now).map(lower_end));
             *bound = bound.max(kth_largest(&mut lower_ends, top.k) - top.slack);
             let mut n = 0;
             for (i, margin) in margins_now.iter().enumerate() {
@@ -306,73 +315,5 @@ impl Panel<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use rand::RngExt;
-
-    use super::*;
-
-    /// Every path finds exactly what the definition says, at odd sizes too, with bounds of every kind.
-    #[test]
-    fn agrees_with_the_definition() {
-        for (n_rows, d_model, d_sae) in [(1, 1, 1), (33, 7, 40), (70, 33, 301), (513, 64, 97), (40, 100, 600)] {
-            let mut rng = artifact::random::stream(1, "test", n_rows as u64, d_sae as u64);
-            let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
-            let (x, w_enc, b_enc) = (random(n_rows * d_model), random(d_sae * d_model), random(d_sae));
-            let (each, shift) = (random(n_rows), random(d_sae));
-            for path in Path::all() {
-                let packed = PackedEncoder::pack(path, &w_enc, d_model);
-                let input = EncoderInput { x_centered: &x, w_enc: &w_enc, b_enc: &b_enc, d_model, packed: &packed };
-                for bounds in [
-                    Bounds::above(0.3),
-                    Bounds { tokens: TokenBounds::Each(&each), shift: None, top: None },
-                    Bounds { tokens: TokenBounds::All(0.0), shift: Some(&shift), top: None },
-                ] {
-                    let found = collect(input, bounds);
-                    let mut expected = SparseRows::new(d_sae);
-                    for t in 0..n_rows {
-                        let row = (0..d_sae).map(|j| (j as u32, input.pre_act(t, j)));
-                        let shift = |j: u32| bounds.shift.map_or(0.0, |shift| shift[j as usize]);
-                        expected.push_row(row.filter(|&(j, pre)| pre - shift(j) > bounds.of(t)));
-                    }
-                    assert!(found == expected, "{path:?} {n_rows}×{d_model}×{d_sae} {bounds:?}");
-                }
-                // What is left out is beyond the k largest, and what is there is right.
-                let k = d_sae.min(5);
-                let all = collect(input, Bounds::above(-1e9));
-                let top = Bounds { top: Some(Top { k, slack: 0.1 }), ..Bounds::above(-1e9) };
-                let found = collect(input, top);
-                assert!(found.nnz() <= all.nnz());
-                for t in 0..n_rows {
-                    let mut sorted = all.row(t).1.to_vec();
-                    sorted.sort_by(|a, b| b.total_cmp(a));
-                    let expected = all.row(t).1.iter().filter(|&&pre| pre >= sorted[k - 1] - 0.1);
-                    assert!(expected.clone().all(|pre| found.row(t).1.contains(pre)), "{path:?} token {t}");
-                    assert!(found.row(t).1.iter().all(|pre| all.row(t).1.contains(pre)), "{path:?} token {t}");
-                }
-            }
-        }
-    }
-
-    /// Tokens of which one coordinate, each time another one, leaves nothing of the 8 bits to the others.
-    #[test]
-    fn what_eight_bits_cannot_tell_apart_gets_more() {
-        let (n_rows, d_model, d_sae) = (128, 64, 256);
-        let mut rng = artifact::random::stream(3, "test", 0, 0);
-        let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
-        let (mut spiked, w_enc, b_enc) = (random(n_rows * d_model), random(d_sae * d_model), vec![0.0; d_sae]);
-        let even = spiked.clone();
-        (0..n_rows).for_each(|t| spiked[t * d_model + t % d_model] = 1e4);
-        for path in Path::all() {
-            for (x, bound) in [(&even, 5.0), (&spiked, 0.0)] {
-                let mut packed = PackedEncoder::pack(path, &w_enc, d_model);
-                let input = EncoderInput { x_centered: x, w_enc: &w_enc, b_enc: &b_enc, d_model, packed: &packed };
-                let before = collect(input, Bounds::above(bound));
-                packed.reconsider(&w_enc);
-                #[cfg(target_arch = "x86_64")]
-                assert_eq!(packed.path() == path, path != Path::Avx512Vnni || bound > 0.0, "{path:?} {bound}");
-                let input = EncoderInput { x_centered: x, w_enc: &w_enc, b_enc: &b_enc, d_model, packed: &packed };
-                assert!(collect(input, Bounds::above(bound)) == before, "{path:?} {bound}");
-            }
-        }
-    }
-}
+#[path = "collect/tests.rs"]
+mod tests;

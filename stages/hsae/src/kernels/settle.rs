@@ -6,24 +6,38 @@ use crate::sparse::SparseRows;
 
 /// How much lower than need be is begun, in margins: screened scores are off by much less than a margin.
 const SPARE: f32 = 0.1;
+/// Entries that are settled at once.
+const MOST_ENTRIES: usize = 1 << 18;
 /// Rows of W_enc are fetched so many latents before they are needed.
 const AHEAD: usize = 3;
 
 vectorised! {
     /// The pre-activations of what was noted, row by row, as far as they lie beyond their bounds.
     pub(super) fn settle(task: &Task, noted: &[Vec<Noted>]) -> SparseRows {
-        let mut settling = Settling::new(task, noted);
-        match task.bounds.top {
-            Some(top) if top.k > 0 => settling.largest(top),
-            _ => settling.all(),
+        // Where much was noted, some rows at a time, so that memory stays bounded.
+        let n_most = noted.iter().map(Vec::len).max().unwrap_or(0).max(1);
+        let n_rows = (MOST_ENTRIES / n_most).clamp(1, noted.len().max(1));
+        let mut found = SparseRows::new(task.input.b_enc.len());
+        for (piece, noted) in noted.chunks(n_rows).enumerate() {
+            let mut settling = Settling::new(task, piece * n_rows, noted);
+            match task.bounds.top {
+                Some(top) if top.k > 0 => settling.largest(top),
+                _ => settling.all(),
+            }
+            task.input.packed.note(settling.n_computed, noted.len());
+            if noted.len() == task.n_rows {
+                return settling.found();
+            }
+            found.append(&settling.found());
         }
-        task.input.packed.note(settling.n_computed, noted.len());
-        settling.found()
+        found
     }
 }
 
 struct Settling<'a> {
     task: &'a Task<'a>,
+    /// The first of its rows among the task's.
+    first: usize,
     noted: &'a [Vec<Noted>],
     /// Where each row's entries start among those of all rows, [n_rows + 1].
     offsets: Vec<usize>,
@@ -47,7 +61,7 @@ struct Wanted {
 
 impl<'a> Settling<'a> {
     #[inline(always)]
-    fn new(task: &'a Task<'a>, noted: &'a [Vec<Noted>]) -> Self {
+    fn new(task: &'a Task<'a>, first: usize, noted: &'a [Vec<Noted>]) -> Self {
         let mut offsets = Vec::with_capacity(noted.len() + 1);
         offsets.push(0);
         offsets.extend(noted.iter().scan(0, |end, row| {
@@ -57,6 +71,7 @@ impl<'a> Settling<'a> {
         let n = offsets[noted.len()];
         Self {
             task,
+            first,
             noted,
             offsets,
             pre_acts: vec![f32::NEG_INFINITY; n],
@@ -96,7 +111,7 @@ impl<'a> Settling<'a> {
         let mut reached = vec![f32::NEG_INFINITY; noted.len()];
         let (mut scores, mut upper_ends) = (Vec::new(), Vec::new());
         for (row, noted) in noted.iter().enumerate() {
-            let margins = task.margins(&screen, row);
+            let margins = task.margins(&screen, self.first + row);
             upper_ends.clear();
             upper_ends.extend(noted.iter().map(|&(latent, score)| score + margins.of(latent, score)));
             if noted.len() > top.k {
@@ -153,7 +168,7 @@ impl<'a> Settling<'a> {
             let mut ahead = input.w_enc.get((latent as usize + AHEAD) * input.d_model..).unwrap_or_default();
             let (w, bias) = (w_row(latent), input.b_enc[latent as usize]);
             for some in now.chunks(4) {
-                let token = |i: usize| self.task.token(some[i].row as usize);
+                let token = |i: usize| self.task.token(self.first + some[i].row as usize);
                 match some.len() {
                     4 => self.put(some, dots(std::array::from_fn::<_, 4, _>(token), w, ahead), bias),
                     3 => self.put(some, dots(std::array::from_fn::<_, 3, _>(token), w, ahead), bias),
@@ -178,7 +193,7 @@ impl<'a> Settling<'a> {
         (found.idx, found.vals) = (vec![0; n_most], vec![0.0; n_most]);
         let mut n = 0;
         for (row, noted) in self.noted.iter().enumerate() {
-            let bound = self.task.bounds.of(self.task.first_row + row);
+            let bound = self.task.bounds.of(self.task.first_row + self.first + row);
             let pre_acts = &self.pre_acts[self.offsets[row]..self.offsets[row + 1]];
             for (&(latent, _), &pre) in noted.iter().zip(pre_acts) {
                 // Written in any case, and kept if it counts: which it does is hard to foresee.

@@ -104,3 +104,51 @@ fn relu_keeps_every_positive_score() {
     let found = select(&x, 32, &Budget::All, Scope::Batch, None, 3.0).pre_acts;
     assert_eq!(found.nnz(), x.iter().filter(|&&value| value > 0.0).count());
 }
+
+#[test]
+fn every_input_gets_what_the_definition_gives_whatever_the_guess() {
+    use rand::RngExt;
+    let (n_rows, d_model, d_sae) = (70, 7, 601);
+    for what in ["plain", "ties", "zeros", "huge", "inf rows", "nan rows", "one huge row"] {
+        let mut rng = artifact::random::stream(5, "test", 0, 0);
+        let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
+        let (mut x, mut w_enc, mut b_enc) = (random(n_rows * d_model), random(d_sae * d_model), random(d_sae));
+        let put = |x: &mut [f32], odd: f32| x.iter_mut().step_by(3 * d_model).for_each(|value| *value = odd);
+        match what {
+            "ties" => {
+                x.iter_mut().chain(&mut w_enc).for_each(|value| *value = value.signum());
+                b_enc.fill(0.0);
+            }
+            "zeros" => x.fill(0.0),
+            "huge" => x.iter_mut().for_each(|value| *value *= 1e30),
+            "inf rows" => put(&mut x, f32::INFINITY),
+            "nan rows" => put(&mut x, f32::NAN),
+            "one huge row" => x[..d_model].iter_mut().for_each(|value| *value *= 1e25),
+            _ => {}
+        }
+        let parent: Vec<Option<u32>> = (0..d_sae as u32).map(|j| (j % 3 > 0).then_some(j / 3)).collect();
+        for path in Path::all() {
+            let packed = PackedEncoder::pack(path, &w_enc, d_model);
+            let input = EncoderInput { x_centered: &x, w_enc: &w_enc, b_enc: &b_enc, d_model, packed: &packed };
+            let mut all = SparseRows::new(d_sae);
+            for t in 0..n_rows {
+                let row = (0..d_sae).map(|j| (j as u32, input.pre_act(t, j)));
+                all.push_row(row.filter(|&(_, pre)| pre > 0.0));
+            }
+            for k in [1.0, 4.0, 2000.0] {
+                let one = Budget::Shared { k, fine: k, n_coarse: 0 };
+                for budget in [one, Budget::PerLevel { coarse: k, fine: 2.0, n_coarse: 200 }] {
+                    for (scope, strength) in [(Scope::Token, 0.0), (Scope::Token, 0.3), (Scope::Batch, 0.3)] {
+                        let gate = (strength > 0.0).then_some(Gate { parent: &parent, strength });
+                        let expected = select_from(&all, &budget, scope, gate).selection(0.0);
+                        for guess in [0.0, 0.5, 1e20] {
+                            let found = select_batch(input, &budget, scope, gate, guess);
+                            let what = format!("{what} {path:?} {budget:?} {scope:?} {strength} from {guess}");
+                            assert!(found.pre_acts == expected.pre_acts && found.ungated == expected.ungated, "{what}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::Trainer;
 use super::outcome::{Firing, Outcome};
 use crate::activation::Kept;
-use crate::archs::{CoarseAux, HardGate, Keep, Levels, Signs};
+use crate::archs::{CoarseAux, HardGate, Keep, Levels, Parts, Signs};
 use crate::objective::Objective;
 use crate::rows::element_variance;
 use crate::schedule::Phase;
@@ -23,7 +23,8 @@ impl Trainer {
         let start = Instant::now();
         let mut guesses = [self.state.guess, self.state.guesses.first().copied().unwrap_or(0.0)];
         let parents = family.parents();
-        let levels = Levels::new(self.encoder(x), HardGate { parent: &parents, n_coarse, active_above });
+        let (input, gate) = (self.encoder(x), HardGate { parent: &parents, n_coarse, active_above });
+        let levels = Levels { input, gate, parts: &Parts::new(&input, gate) };
         let coarse = self.config.k_coarse().unwrap_or(self.config.k);
         let pre_acts = levels.active(Keep::Largest { coarse, fine: self.config.k - coarse }, &mut guesses);
         (self.state.guess, self.state.guesses) = (guesses[0], vec![guesses[1]]);

@@ -61,7 +61,7 @@ fn level_by_level_what_is_open_is_chosen_as_the_definition_says() {
     for parent in &trees {
         for active_above in [0.0, 1e-3, 2.0] {
             let gate = HardGate { parent, n_coarse: N_COARSE, active_above };
-            let levels = Levels::new(input, gate);
+            let levels = Levels { input, gate, parts: &Parts::new(&input, gate) };
             for keep in [
                 Keep::Largest { coarse: 3, fine: 2 },
                 Keep::Largest { coarse: N_COARSE, fine: D_SAE },

@@ -13,10 +13,10 @@ const MOST_INT8_COLUMNS: usize = 65_536;
 /// Rows that tell how large columns are.
 const N_BALANCE_ROWS: usize = 512;
 /// Factors of balance stay within this power of two, so that no value leaves its range.
-const LARGEST_BALANCE: i32 = 12;
+const LARGEST_BALANCE: f64 = 12.0;
 
 /// Above this share of latents that have to be computed again, a product of more bits is cheaper.
-const MOST_SETTLED: f64 = 0.125;
+const MOST_SETTLED: f64 = 0.08;
 
 #[derive(Debug)]
 pub(crate) struct PackedEncoder {
@@ -87,29 +87,41 @@ impl PackedEncoder {
         self.blocks().zip(w_enc.par_chunks(PANEL * d_model)).for_each(|(mut block, w)| block.pack(w));
     }
 
-    /// Sees how large the columns of both matrices are, and packs anew so that neither has columns that stand out. What
-    /// is selected does not depend on it, only how much has to be computed again.
+    /// Sees how large the columns of both matrices are, and packs anew so that neither has columns that stand out, if that
+    /// takes less from some rows than rounding them as they are. What is selected does not depend on it, only how much has
+    /// to be computed again.
     /// Shapes: x [n, d_model] the encoder's input, w_enc [d_sae, d_model].
     /// Source: Xiao et al. 2023, "SmoothQuant", equation 4 with α = 1/2, from mean squares in place of maxima.
     pub(crate) fn balance(&mut self, x: &[f32], w_enc: &[f32]) {
         if self.is_balanced || x.is_empty() {
             return;
         }
-        let (of_x, of_w) = (mean_squares(x, self.d_model), mean_squares(w_enc, self.d_model));
-        for (c, (x, w)) in of_x.into_iter().zip(of_w).enumerate() {
-            let exponent = (x / w).log2() / 4.0;
-            let exponent = if exponent.is_finite() { exponent.round() as i32 } else { 0 };
-            let exponent = exponent.clamp(-LARGEST_BALANCE, LARGEST_BALANCE);
-            (self.balance[c], self.inverse_balance[c]) = (2f32.powi(exponent), 2f32.powi(-exponent));
-        }
         self.is_balanced = true;
-        self.update(w_enc);
+        let (x, w) = (some_rows(x, self.d_model), some_rows(w_enc, self.d_model));
+        let columns = mean_squares(&x, self.d_model).into_iter().zip(mean_squares(&w, self.d_model));
+        let exponents = columns.map(|(x, w)| match (x / w).log2() / 4.0 {
+            exponent if exponent.is_finite() => exponent.round().clamp(-LARGEST_BALANCE, LARGEST_BALANCE) as i32,
+            _ => 0,
+        });
+        let balance: Vec<f32> = exponents.map(|exponent| 2f32.powi(exponent)).collect();
+        let inverse: Vec<f32> = balance.iter().map(|factor| 1.0 / factor).collect();
+        let error =
+            |x_factors: &[f32], w_factors: &[f32]| relative_error(&x, x_factors) + relative_error(&w, w_factors);
+        if error(&inverse, &balance) < error(&self.inverse_balance, &self.balance) {
+            (self.balance, self.inverse_balance) = (balance, inverse);
+            self.update(w_enc);
+        }
     }
 
     /// Notes how much passed the screen.
     pub(crate) fn note(&self, n_settled: usize, n_rows: usize) {
         self.n_settled.fetch_add(n_settled as u64, Ordering::Relaxed);
         self.n_screened.fetch_add((n_rows * self.d_sae) as u64, Ordering::Relaxed);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn n_settled(&self) -> u64 {
+        self.n_settled.load(Ordering::Relaxed)
     }
 
     /// Goes over to more bits where the activations are such that 8 let too much pass. What is selected stays the same.
@@ -173,15 +185,35 @@ impl PackedEncoder {
     }
 }
 
-/// Σ over some evenly spaced rows of the squares of each column, over their number.
-fn mean_squares(rows: &[f32], d_model: usize) -> Vec<f64> {
+/// Some evenly spaced rows.
+fn some_rows(rows: &[f32], d_model: usize) -> Vec<f32> {
     let every = (rows.len() / d_model / N_BALANCE_ROWS).max(1);
-    let (mut sums, mut n) = (vec![0f64; d_model], 0f64);
-    for row in rows.chunks_exact(d_model).step_by(every) {
-        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(value * value));
-        n += 1.0;
+    rows.chunks_exact(d_model).step_by(every).flatten().copied().collect()
+}
+
+/// The mean square of each column, of rows brought to length 1: a row has a scale of its own, so its length means nothing.
+fn mean_squares(rows: &[f32], d_model: usize) -> Vec<f64> {
+    let mut sums = vec![0f64; d_model];
+    for row in rows.chunks_exact(d_model) {
+        let square = row.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
+        if square > 0.0 && square.is_finite() {
+            sums.iter_mut().zip(row).for_each(|(sum, &value)| *sum += f64::from(value).powi(2) / square);
+        }
     }
-    sums.iter().map(|sum| sum / n).collect()
+    sums.iter().map(|sum| sum / (rows.len() / d_model) as f64).collect()
+}
+
+/// What 8 bits take from rows, over their lengths, in the mean. Shapes: rows [n, d_model], factors [d_model].
+fn relative_error(rows: &[f32], factors: &[f32]) -> f64 {
+    let (mut row_now, mut scratch) = (factors.to_vec(), factors.to_vec());
+    let mut words = vec![0u32; Format::Int8.words(factors.len())];
+    let mut error_of = |row: &[f32]| {
+        row_now.iter_mut().zip(row).zip(factors).for_each(|((out, value), factor)| *out = value * factor);
+        let norms = to_int8(&row_now, &mut scratch, 0, &mut words).norms;
+        f64::from(norms.error) / f64::from(norms.length.max(f32::MIN_POSITIVE))
+    };
+    let errors = rows.chunks_exact(factors.len()).map(&mut error_of).filter(|error| error.is_finite());
+    errors.sum::<f64>() / (rows.len() / factors.len()) as f64
 }
 
 /// PANEL rows of W_enc in their packed place.

@@ -86,7 +86,14 @@ pub(super) fn length(row: &[f32]) -> f32 {
     root(dot(row, row), row.len(), || row.iter().fold(0f32, |max, value| max.max(value.abs())))
 }
 
+/// What is not a number has no bound.
 #[inline(always)]
 fn root(squares: f32, n: usize, largest: impl Fn() -> f32) -> f32 {
-    if squares >= LEAST_SQUARES { squares.sqrt() } else { largest() * (n as f32).sqrt() }
+    if squares >= LEAST_SQUARES {
+        squares.sqrt()
+    } else if squares.is_nan() {
+        f32::INFINITY
+    } else {
+        largest() * (n as f32).sqrt()
+    }
 }
