@@ -13,6 +13,9 @@ STAGES := fetch harvest train recover probe report
 FLAGS   = --config $(CONFIG) --run $(RUN)
 REPRO  := data/run-repro
 BENCH_FLAGS ?=
+# For a GPU: make all CARGO_FLAGS='--locked --features train/cuda' (docs/training.md).
+CARGO  ?= cargo
+CARGO_FLAGS ?= --locked
 SHELL  := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .SECONDARY:
@@ -52,7 +55,7 @@ $(STAGES:%=$(BIN)/%): build
 	@:
 build: ## compile all stages
 	@command -v cargo > /dev/null || { echo "make: cargo not found; install Rust 1.95 or newer (rustup)"; exit 1; }
-	@cargo build --release --locked
+	@$(CARGO) build --release $(CARGO_FLAGS)
 
 again-%: $(BIN)/% ## run one stage even if it is up to date
 	@$(BIN)/$* $(FLAGS) --force

@@ -97,8 +97,6 @@ def sae_lens_saes(golden):
         sae.topk_threshold = torch.tensor(1.1, dtype=torch.double)
         sae.save_inference_model(FOLDER / f"sae_lens_{name}")
         compare_sae_lens(golden, name, 2)
-
-
     pursuit = sae_lens.MatchingPursuitSAEConfig(
         **common, residual_threshold=0.0, max_iterations=K, stop_on_duplicate_support=False
     )
