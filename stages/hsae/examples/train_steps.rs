@@ -59,10 +59,12 @@ fn main() -> Result<()> {
     let mean = rows.mean(args.d_model)?;
     let mut trainer = Trainer::new(&sae(&args)?, &train(&args, n_steps)?, 0, &mean);
     if let Some(init) = &args.init {
-        let rows = read(init)?;
-        ensure!(rows.len() == args.d_sae * args.d_model, "{}: not [d_sae, d_model]", init.display());
-        trainer.state.weights.w_enc.copy_from_slice(&rows);
-        trainer.state.weights.w_dec = rows;
+        let weights = &mut trainer.state.weights;
+        let mut file = File::open(init).with_context(|| format!("{}: cannot open", init.display()))?;
+        let is_whole = file.metadata()?.len() as usize == 4 * weights.w_enc.len();
+        ensure!(is_whole, "{}: not [d_sae, d_model]", init.display());
+        read_f32(&mut file, &mut weights.w_enc)?;
+        weights.w_dec.clone_from(&weights.w_enc);
         trainer.repack();
     }
     let gpu = match args.device.as_str() {
@@ -146,9 +148,16 @@ fn train(args: &Args, n_steps: usize) -> Result<Train> {
     })
 }
 
-fn read(path: &PathBuf) -> Result<Vec<f32>> {
-    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot read", path.display()))?;
-    Ok(bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
+/// Little-endian values as they stand, a little at a time, so that no second copy of them is in memory.
+fn read_f32(file: &mut File, values: &mut [f32]) -> Result<()> {
+    let mut bytes = vec![0u8; 1 << 16];
+    for values in values.chunks_mut(bytes.len() / 4) {
+        let bytes = &mut bytes[..4 * values.len()];
+        file.read_exact(bytes)?;
+        let read = bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
+        values.iter_mut().zip(read).for_each(|(value, read)| *value = read);
+    }
+    Ok(())
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -175,15 +184,8 @@ impl Rows {
     /// Batches follow each other, and begin anew at the end of the file.
     fn batch(&mut self, step: usize) -> Result<Vec<f32>> {
         self.file.seek(SeekFrom::Start((step % self.n_batches * self.batch_len * 4) as u64))?;
-        let (mut batch, mut bytes) = (vec![0f32; self.batch_len], vec![0u8; 1 << 16]);
-        for values in batch.chunks_mut(bytes.len() / 4) {
-            let bytes = &mut bytes[..4 * values.len()];
-            self.file.read_exact(bytes)?;
-            values
-                .iter_mut()
-                .zip(bytes.as_chunks::<4>().0)
-                .for_each(|(value, &bytes)| *value = f32::from_le_bytes(bytes));
-        }
+        let mut batch = vec![0f32; self.batch_len];
+        read_f32(&mut self.file, &mut batch)?;
         Ok(batch)
     }
 
