@@ -26,10 +26,28 @@ fn products_are_those_of_naive_sums() {
     let client = gpu.client();
     for (n_rows, n_cols, d) in [ODD, (1, 1, 1), (70, 130, 65), (64, 256, 128)] {
         let (x, w) = (random(1, n_rows * d), random(2, n_cols * d));
-        let mut product = Product::new(client, GpuPrecision::F32).unwrap();
+        let product = Product::new(client, GpuPrecision::F32).unwrap();
         let (on_device, w_on_device) = (Buffer::new(client, &x), Buffer::new(client, &w));
         let found = product.run(client, &on_device, &w_on_device, n_rows, n_cols, d).unwrap();
         assert_close(&read_f32(client, &found).unwrap(), &naive_product(&x, &w, d), 1e-5, "product");
+    }
+}
+
+/// The kernel, and with it the bits, depend on the shapes alone, not on what was multiplied before.
+#[test]
+fn products_do_not_remember_others() {
+    let gpu = gpu();
+    let client = gpu.client();
+    let product_of = |product: &Product, (n_rows, n_cols, d): (usize, usize, usize)| {
+        let (x, w) = (random(1, n_rows * d), random(2, n_cols * d));
+        let (x, w) = (Buffer::new(client, &x), Buffer::new(client, &w));
+        let found = product.run(client, &x, &w, n_rows, n_cols, d).unwrap();
+        read_f32(client, &found).unwrap()
+    };
+    let used = Product::new(client, GpuPrecision::F32).unwrap();
+    for shape in [(64, 256, 128), ODD, (1, 1, 1), (64, 256, 128)] {
+        let fresh = Product::new(client, GpuPrecision::F32).unwrap();
+        assert_eq!(product_of(&used, shape), product_of(&fresh, shape), "{shape:?}");
     }
 }
 
@@ -42,7 +60,7 @@ fn rounded_products_are_close_or_refused() {
     let (x, w) = (random(1, n_rows * d), random(2, n_cols * d));
     for (precision, tolerance) in [(GpuPrecision::Tf32, 2e-3), (GpuPrecision::Bf16, 2e-2)] {
         match Product::new(client, precision) {
-            Ok(mut product) => {
+            Ok(product) => {
                 let (on_device, w_on_device) = (Buffer::new(client, &x), Buffer::new(client, &w));
                 let found = product.run(client, &on_device, &w_on_device, n_rows, n_cols, d).unwrap();
                 let found = read_f32(client, &found).unwrap();
