@@ -74,7 +74,8 @@ pub(super) fn to_u32(bytes: &[u8], len: usize) -> Vec<u32> {
 /// A device's error without its backtrace.
 pub(super) fn in_short(error: &dyn std::fmt::Display) -> Error {
     let text = error.to_string();
-    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.starts_with("Backtrace")).collect();
+    let is_trace = |line: &&str| line.starts_with("Backtrace") || line.starts_with("[Source]");
+    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !is_trace(line)).collect();
     anyhow!("the GPU failed: {}", lines.join(" "))
 }
 
