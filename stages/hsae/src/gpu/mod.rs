@@ -27,7 +27,7 @@ use anyhow::{Result, bail};
 use artifact::config::{Arch, Sae, Select};
 
 #[cfg(not(feature = "gpu"))]
-pub(crate) use absent::Engine;
+pub(crate) use absent::{Engine, guarded};
 #[cfg(not(feature = "gpu"))]
 pub use absent::Gpu;
 #[cfg(feature = "gpu")]
