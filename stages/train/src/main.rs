@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use artifact::config::{DeviceChoice, Sae};
-use artifact::stage::{Input, Stage, Task, main_of_with_gpu};
+use artifact::stage::{GpuSupport, Input, Stage, Task, main_of_with_gpu};
 use hsae::gpu::{self, Gpu};
 use serde_json::json;
 
@@ -28,7 +28,8 @@ const TOGETHER: usize = 8;
 
 fn main() -> ExitCode {
     let about = "Trains the pipeline's sparse autoencoders on harvested activations";
-    main_of_with_gpu("train", about, || Gpu::cuda().map(drop), run)
+    let gpu = GpuSupport { is_compiled_in: gpu::HAS_CUDA, find: || Gpu::cuda().map(drop) };
+    main_of_with_gpu("train", about, gpu, run)
 }
 
 fn run(stage: &Stage) -> Result<()> {

@@ -37,6 +37,9 @@ pub(crate) use device::guarded;
 #[cfg(feature = "gpu")]
 pub(crate) use engine::{Engine, Plan};
 
+/// Whether this build can use NVIDIA GPUs.
+pub const HAS_CUDA: bool = cfg!(feature = "cuda");
+
 /// Errors: the GPU trains no SAE like this one.
 pub fn check(sae: &Sae) -> Result<()> {
     let name = &sae.name;
