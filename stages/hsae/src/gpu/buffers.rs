@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use anyhow::{Error, Result, anyhow};
 use cubecl::CubeElement;
+use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::prelude::{BufferArg, CubeCount, CubeDim};
 use cubecl::server::Handle;
@@ -32,6 +33,12 @@ impl<T: CubeElement> Buffer<T> {
         Self { handle: client.create_from_slice(T::as_bytes(values)), len: values.len(), of: PhantomData }
     }
 
+    /// Without a copy on the host.
+    pub(super) fn of(client: &Client, values: Vec<T>) -> Self {
+        let len = values.len();
+        Self { handle: client.create(Bytes::from_elems(values)), len, of: PhantomData }
+    }
+
     /// What it holds is arbitrary.
     pub(super) fn empty(client: &Client, len: usize) -> Self {
         // No device has a buffer without length.
@@ -47,7 +54,7 @@ impl<T: CubeElement> Buffer<T> {
 
 impl Buffer<f32> {
     pub(super) fn zeros(client: &Client, len: usize) -> Self {
-        Self::new(client, &vec![0.0; len.max(1)])
+        Self::of(client, vec![0.0; len.max(1)])
     }
 }
 

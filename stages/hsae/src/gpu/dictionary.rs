@@ -48,8 +48,19 @@ impl Grads {
             w_enc: Buffer::zeros(client, n * d_model),
             b_enc: Buffer::zeros(client, n),
             w_dec: Buffer::zeros(client, n * d_model),
-            firings: Buffer::new(client, &vec![0u32; n.max(1)]),
+            firings: Buffer::of(client, vec![0u32; n.max(1)]),
             act_sums: Buffer::zeros(client, n),
+        }
+    }
+
+    /// What they hold is arbitrary.
+    pub(super) fn empty(client: &Client, n: usize, d_model: usize) -> Self {
+        Self {
+            w_enc: Buffer::empty(client, n * d_model),
+            b_enc: Buffer::empty(client, n),
+            w_dec: Buffer::empty(client, n * d_model),
+            firings: Buffer::empty(client, n),
+            act_sums: Buffer::empty(client, n),
         }
     }
 }
