@@ -88,9 +88,14 @@ pub(super) fn in_short(error: &dyn std::fmt::Display) -> Error {
 
 /// As many cubes.
 pub(super) fn cubes(n: usize) -> CubeCount {
+    cubes_of_blocks(n, 1, 1)
+}
+
+/// As many along x and y, as often along z as `width` has blocks.
+pub(super) fn cubes_of_blocks(n: usize, width: usize, block: usize) -> CubeCount {
     let n = n.max(1);
     let x = n.min(CUBES_PER_LINE);
-    CubeCount::Static(x as u32, n.div_ceil(x) as u32, 1)
+    CubeCount::Static(x as u32, n.div_ceil(x) as u32, width.div_ceil(block).max(1) as u32)
 }
 
 /// Cubes that have a unit for each of `n`.

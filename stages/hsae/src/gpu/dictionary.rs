@@ -2,7 +2,7 @@
 
 use cubecl::client::Client;
 
-use super::buffers::{Buffer, cubes, cubes_of_units, units};
+use super::buffers::{Buffer, cubes, cubes_of_blocks, cubes_of_units, units};
 use super::kernels::matrix::{self, ROWS_PER_SUM};
 use super::kernels::{latents, tokens};
 use super::lists::{ColumnLists, Lists};
@@ -204,7 +204,7 @@ impl Dictionary {
             );
             latents::gradients::launch_unchecked(
                 client,
-                cubes(n_latents),
+                cubes_of_blocks(n_latents, d_model, latents::COLUMNS),
                 units(),
                 x.arg(),
                 reconstruction.flow.arg(),

@@ -90,12 +90,18 @@ fn sums_of_rows_are_those_of_naive_sums() {
     }
 }
 
-/// Activations, errors, what flows back, and gradients of all parameters, against sums over everything.
 #[test]
 fn a_pass_is_that_of_naive_sums() {
+    // Less than a block of columns, and several of them.
+    for shape in [ODD, (33, 301, 2 * latents::COLUMNS + 3)] {
+        check_pass(shape);
+    }
+}
+
+/// Activations, errors, what flows back, and gradients of all parameters, against sums over everything.
+fn check_pass((n_rows, n, d): (usize, usize, usize)) {
     let gpu = gpu();
     let client = gpu.client();
-    let (n_rows, n, d) = ODD;
     let size = Size { n_rows, d_model: d };
     let (x, w_enc, b_enc, w_dec) = (random(1, n_rows * d), random(2, n * d), random(3, n), random(4, n * d));
     let prefixes = Prefixes { ends: vec![10, 77, n], weights: vec![0.5, 1.0, 0.75] };
