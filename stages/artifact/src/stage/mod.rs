@@ -266,7 +266,12 @@ mod tests {
     }
 
     /// The device, or the error; and what was logged.
-    fn chosen(choice: DeviceChoice, is_compiled_in: bool, find: fn() -> Result<()>, is_status: bool) -> (String, String) {
+    fn chosen(
+        choice: DeviceChoice,
+        is_compiled_in: bool,
+        find: fn() -> Result<()>,
+        is_status: bool,
+    ) -> (String, String) {
         let folder = tempfile::tempdir().unwrap();
         let log = Log::new("test", LogFormat::Text, true);
         log.to_folder(folder.path()).unwrap();

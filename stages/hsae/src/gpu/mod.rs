@@ -27,9 +27,9 @@ use anyhow::{Result, bail};
 use artifact::config::{Arch, Sae, Select};
 
 #[cfg(not(feature = "gpu"))]
-pub(crate) use absent::{Engine, guarded};
-#[cfg(not(feature = "gpu"))]
 pub use absent::Gpu;
+#[cfg(not(feature = "gpu"))]
+pub(crate) use absent::{Engine, guarded};
 #[cfg(feature = "gpu")]
 pub use device::Gpu;
 #[cfg(feature = "gpu")]
