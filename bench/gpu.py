@@ -25,6 +25,7 @@ LIBRARIES = ["saelens", "sparsify"]
 AGREEMENT_STEPS = 50
 AGREEMENT_SHAPE = (256, 2048, 1024, 16)   # d_model, d_sae, batch, k: quick on a CPU
 TOLERANCE = 1e-4
+LINES_OF_FAILURE = 20
 
 
 def stop(message):
@@ -146,11 +147,15 @@ def child(args):
         seconds.append(time.perf_counter() - start)
         fvu.append((residual.double().pow(2).sum() / (x - x.mean(0)).double().pow(2).sum()).item())
     step_ms = [1e3 * s for s in seconds[args.warmup:]]
+    path = torch.cuda.get_device_name()
+    if args.child == "sparsify":
+        from sparsify.utils import decoder_impl   # without Triton, or told so, it is another one
+        path += f", {decoder_impl.__name__}"
     print(json.dumps({
         "tokens_per_s": 1e3 * batch / statistics.median(step_ms),
         "step_ms": step_ms,
         "fvu": fvu,
-        "path": torch.cuda.get_device_name(),
+        "path": path,
         "peak_tflops": {dtype: peak_tflops(torch, dtype) for dtype in ("f32", "tf32", "bf16")},
     }))
 
@@ -162,8 +167,8 @@ def run(command):
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        said = done.stderr.strip().splitlines()
-        stop(f"{pathlib.Path(str(command[0])).name} failed: {said[-1] if said else 'no message'}")
+        said = done.stderr.strip().splitlines()[-LINES_OF_FAILURE:] or ["no message"]
+        stop("\n".join([f"{' '.join(map(str, command[:4]))} … failed ({done.returncode}):", *said]))
     return json.loads(lines[-1])
 
 
@@ -229,7 +234,7 @@ def main():
 
     d_model, d_sae, batch, k = args.shape
     rates = {name: [] for name in ["ours", *LIBRARIES]}
-    peaks, fvu = {}, {}
+    peaks, fvu, paths = {}, {}, {}
     for _ in range(args.rounds):
         for name in rates:
             if name == "ours":
@@ -238,7 +243,7 @@ def main():
                 found = theirs(args, name)
                 peaks = found["peak_tflops"]
             rates[name].append(found["tokens_per_s"])
-            fvu[name] = found["fvu"][-1]
+            fvu[name], paths[name] = found["fvu"][-1], found["path"]
             print(f"{name}: {found['tokens_per_s']:,.0f} tokens/s on {found['path']}", file=sys.stderr)
 
     ours_rate = statistics.median(rates["ours"])
@@ -247,10 +252,10 @@ def main():
     for name, all_rates in rates.items():
         rate = statistics.median(all_rates)
         spread = (max(all_rates) - min(all_rates)) / 2 / rate
-        print(f"{name:10} {rate:12,.0f} {spread:8.1%} {ours_rate / rate:10.2f} {fvu[name]:15.4f}")
-    # Per token: the encoder's product; and six products over active latents (decode, what flows back, four of gradients
-    # and exact activations), each k x d_model.
-    encoder, rest = 2 * d_model * d_sae, 6 * 2 * k * d_model
+        print(f"{name:10} {rate:12,.0f} {spread:8.1%} {ours_rate / rate:10.2f} {fvu[name]:15.4f}   {paths[name]}")
+    # Per token: the encoder's product; and five products over active latents (exact activations, decode, what flows back,
+    # two of gradients), each k x d_model.
+    encoder, rest = 2 * d_model * d_sae, 5 * 2 * k * d_model
     peak = peaks[args.precision]
     for what, flops in (("encoder's product", encoder), ("whole step", encoder + rest)):
         share = ours_rate * flops / 1e12 / peak

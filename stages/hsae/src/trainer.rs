@@ -159,7 +159,7 @@ impl Trainer {
     pub fn step(&mut self, mut x: Vec<f32>) -> Result<CurveRow> {
         #[cfg(feature = "gpu")]
         if let Some(mut engine) = self.engine.take() {
-            let row = gpu::guarded(|| self.step_on_gpu(&mut engine, &x));
+            let row = gpu::guarded(|| self.step_on_gpu(&mut engine, x));
             self.engine = Some(engine);
             return row;
         }

@@ -22,7 +22,9 @@ pub(crate) fn start(stage: &Stage, sae: &Sae, harvest: &Input, harvested: &Harve
     if let Some(resident_mb) = resident_mb {
         config["train"] = json!({"resident_mb": resident_mb});
     }
-    let task = stage.task(&format!("train/{}", sae.name), RECIPE, config, &[harvest, &source])?;
+    let (folder, seed) = (format!("train/{}", sae.name), stage.pipeline.seed);
+    // No GPU has a part in it.
+    let task = stage.task_with(&folder, RECIPE, config, &[harvest, &source], seed, "cpu")?;
     Ok(task.map(|task| (source, task)))
 }
 

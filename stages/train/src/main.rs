@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use artifact::config::{DeviceChoice, Sae};
-use artifact::stage::{Input, Stage, Task, main_of_with_gpu};
+use artifact::stage::{GpuSupport, Input, Stage, Task, main_of_with_gpu};
 use hsae::gpu::{self, Gpu};
 use serde_json::json;
 
@@ -28,7 +28,8 @@ const TOGETHER: usize = 8;
 
 fn main() -> ExitCode {
     let about = "Trains the pipeline's sparse autoencoders on harvested activations";
-    main_of_with_gpu("train", about, || Gpu::cuda().map(drop), run)
+    let gpu = GpuSupport { is_compiled_in: gpu::HAS_CUDA, find: || Gpu::cuda().map(drop) };
+    main_of_with_gpu("train", about, gpu, run)
 }
 
 fn run(stage: &Stage) -> Result<()> {
@@ -97,8 +98,9 @@ fn start_some<'a>(
     harvested: &Harvested,
 ) -> Result<Vec<(&'a Sae, Task)>> {
     let train = &stage.pipeline.train;
-    // Reading is what several share; what is in memory is read once anyway.
-    let together = train.together.unwrap_or(if harvested.fits(train) { 1 } else { TOGETHER });
+    // Reading is what several share; what is in memory is read once anyway. A GPU's memory is for one.
+    let is_alone = harvested.fits(train) || stage.device == GPU;
+    let together = train.together.unwrap_or(if is_alone { 1 } else { TOGETHER });
     let mut started = Vec::new();
     while started.len() < together
         && let Some(sae) = saes.next()
@@ -144,7 +146,9 @@ fn publish_list(stage: &Stage, harvest: &Input) -> Result<()> {
         inputs.extend(folders.iter().filter_map(|folder| stage.input(folder).ok()));
     }
     let inputs: Vec<&Input> = inputs.iter().chain([harvest]).collect();
-    let Some(mut task) = stage.task("train", RECIPE, json!({"saes": names}), &inputs)? else { return Ok(()) };
+    // No GPU has a part in it.
+    let (config, seed) = (json!({"saes": names}), stage.pipeline.seed);
+    let Some(mut task) = stage.task_with("train", RECIPE, config, &inputs, seed, "cpu")? else { return Ok(()) };
     let list: Vec<_> =
         names.iter().zip(&folders).map(|(name, folder)| json!({"name": name, "folder": folder})).collect();
     task.write_json("saes.json", &list)?;

@@ -64,20 +64,29 @@ pub fn main_of(name: &'static str, about: &'static str, run: impl FnOnce(&Stage)
     main_with(name, about, None, run)
 }
 
-/// The same for a stage that can use a GPU. `find_gpu` says why there is none.
+/// How a stage comes to a GPU.
+#[derive(Clone, Copy)]
+pub struct GpuSupport {
+    /// Whether this build has CUDA.
+    pub is_compiled_in: bool,
+    /// Errors: why there is no GPU.
+    pub find: fn() -> Result<()>,
+}
+
+/// The same for a stage that can use a GPU.
 pub fn main_of_with_gpu(
     name: &'static str,
     about: &'static str,
-    find_gpu: fn() -> Result<()>,
+    gpu: GpuSupport,
     run: impl FnOnce(&Stage) -> Result<()>,
 ) -> ExitCode {
-    main_with(name, about, Some(find_gpu), run)
+    main_with(name, about, Some(gpu), run)
 }
 
 fn main_with(
     name: &'static str,
     about: &'static str,
-    find_gpu: Option<fn() -> Result<()>>,
+    gpu: Option<GpuSupport>,
     run: impl FnOnce(&Stage) -> Result<()>,
 ) -> ExitCode {
     memory::keep_large_buffers();
@@ -87,7 +96,7 @@ fn main_with(
     let args = StageArgs::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let asks_for_status = args.status;
     explain_panics(name);
-    let result = start(name, args, find_gpu).and_then(|stage| {
+    let result = start(name, args, gpu).and_then(|stage| {
         let result = run(&stage);
         if !stage.args.status {
             stage.note_outcome(result.as_ref().err());
@@ -108,27 +117,37 @@ fn main_with(
     }
 }
 
-fn start(name: &'static str, args: StageArgs, find_gpu: Option<fn() -> Result<()>>) -> Result<Stage> {
+fn start(name: &'static str, args: StageArgs, gpu: Option<GpuSupport>) -> Result<Stage> {
     let pipeline = config::load(&args.config)?;
     let log = Log::new(name, args.log_format, args.quiet);
     if !args.status {
         log.to_folder(&args.run.join("log"))?;
     }
-    let device = device(&pipeline, &args, find_gpu)?;
+    let device = device(pipeline.device, gpu, args.status, &log).with_context(|| args.config.display().to_string())?;
     Ok(Stage { name, run: args.run.clone(), pipeline, args, log, device })
 }
 
-/// A stage that has no use for a GPU runs on the CPU. Errors: CUDA is asked for, and there is none.
-fn device(pipeline: &Pipeline, args: &StageArgs, find_gpu: Option<fn() -> Result<()>>) -> Result<&'static str> {
-    let Some(find_gpu) = find_gpu else { return Ok("cpu") };
-    match pipeline.device {
+/// A stage that has no use for a GPU runs on the CPU. A question for the status fails for no want of one.
+/// Errors: CUDA is asked for, and there is none.
+fn device(choice: DeviceChoice, gpu: Option<GpuSupport>, is_status: bool, log: &Log) -> Result<&'static str> {
+    let Some(gpu) = gpu else { return Ok("cpu") };
+    match choice {
         DeviceChoice::Cpu => Ok("cpu"),
-        DeviceChoice::Auto => Ok(if find_gpu().is_ok() { "cuda" } else { "cpu" }),
-        DeviceChoice::Cuda => match find_gpu() {
+        DeviceChoice::Auto if !gpu.is_compiled_in => Ok("cpu"),
+        DeviceChoice::Auto => match (gpu.find)() {
             Ok(()) => Ok("cuda"),
             Err(error) => {
-                anyhow::bail!("{}: device = cuda, but {error:#}; set device: cpu", args.config.display())
+                if !is_status {
+                    log.line(format!("no GPU: {error:#}; training on the CPU"));
+                }
+                Ok("cpu")
             }
+        },
+        // What keys say does not depend on whether there is one.
+        DeviceChoice::Cuda if is_status => Ok("cuda"),
+        DeviceChoice::Cuda => match (gpu.find)() {
+            Ok(()) => Ok("cuda"),
+            Err(error) => anyhow::bail!("device = cuda, but {error:#}; set device: cpu"),
         },
     }
 }
@@ -235,5 +254,48 @@ pub(crate) fn guard<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<
     match result {
         Ok(result) => result.with_context(|| path.display().to_string()),
         Err(_) => anyhow::bail!("{}: malformed, the Parquet reader gave up on it", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn none() -> Result<()> {
+        anyhow::bail!("no driver")
+    }
+
+    /// The device, or the error; and what was logged.
+    fn chosen(
+        choice: DeviceChoice,
+        is_compiled_in: bool,
+        find: fn() -> Result<()>,
+        is_status: bool,
+    ) -> (String, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Log::new("test", LogFormat::Text, true);
+        log.to_folder(folder.path()).unwrap();
+        let found = device(choice, Some(GpuSupport { is_compiled_in, find }), is_status, &log);
+        let found = found.map_or_else(|error| format!("{error:#}"), str::to_owned);
+        (found, std::fs::read_to_string(folder.path().join("test.log")).unwrap())
+    }
+
+    #[test]
+    fn where_there_is_no_gpu_the_log_says_why() {
+        let (device, log) = chosen(DeviceChoice::Auto, true, none, false);
+        assert_eq!(device, "cpu");
+        assert!(log.contains("no GPU: no driver; training on the CPU"), "{log}");
+        let unasked: fn() -> Result<()> = || unreachable!("nobody asks for a GPU");
+        for (choice, is_compiled_in, find, is_status, expected) in [
+            (DeviceChoice::Auto, true, (|| Ok(())) as fn() -> Result<()>, false, "cuda"),
+            (DeviceChoice::Auto, false, unasked, false, "cpu"),
+            (DeviceChoice::Auto, true, none, true, "cpu"),
+            (DeviceChoice::Cpu, true, unasked, false, "cpu"),
+            (DeviceChoice::Cuda, true, unasked, true, "cuda"),
+            (DeviceChoice::Cuda, true, none, false, "device = cuda, but no driver; set device: cpu"),
+        ] {
+            let found = chosen(choice, is_compiled_in, find, is_status);
+            assert_eq!(found, (expected.to_owned(), String::new()), "{choice:?}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use anyhow::{Error, Result, anyhow};
 use cubecl::CubeElement;
+use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::prelude::{BufferArg, CubeCount, CubeDim};
 use cubecl::server::Handle;
@@ -32,6 +33,12 @@ impl<T: CubeElement> Buffer<T> {
         Self { handle: client.create_from_slice(T::as_bytes(values)), len: values.len(), of: PhantomData }
     }
 
+    /// Without a copy on the host.
+    pub(super) fn of(client: &Client, values: Vec<T>) -> Self {
+        let len = values.len();
+        Self { handle: client.create(Bytes::from_elems(values)), len, of: PhantomData }
+    }
+
     /// What it holds is arbitrary.
     pub(super) fn empty(client: &Client, len: usize) -> Self {
         // No device has a buffer without length.
@@ -47,7 +54,7 @@ impl<T: CubeElement> Buffer<T> {
 
 impl Buffer<f32> {
     pub(super) fn zeros(client: &Client, len: usize) -> Self {
-        Self::new(client, &vec![0.0; len.max(1)])
+        Self::of(client, vec![0.0; len.max(1)])
     }
 }
 
@@ -74,15 +81,21 @@ pub(super) fn to_u32(bytes: &[u8], len: usize) -> Vec<u32> {
 /// A device's error without its backtrace.
 pub(super) fn in_short(error: &dyn std::fmt::Display) -> Error {
     let text = error.to_string();
-    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.starts_with("Backtrace")).collect();
+    let is_trace = |line: &&str| line.starts_with("Backtrace") || line.starts_with("[Source]");
+    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !is_trace(line)).collect();
     anyhow!("the GPU failed: {}", lines.join(" "))
 }
 
 /// As many cubes.
 pub(super) fn cubes(n: usize) -> CubeCount {
+    cubes_of_blocks(n, 1, 1)
+}
+
+/// As many along x and y, as often along z as `width` has blocks.
+pub(super) fn cubes_of_blocks(n: usize, width: usize, block: usize) -> CubeCount {
     let n = n.max(1);
     let x = n.min(CUBES_PER_LINE);
-    CubeCount::Static(x as u32, n.div_ceil(x) as u32, 1)
+    CubeCount::Static(x as u32, n.div_ceil(x) as u32, width.div_ceil(block).max(1) as u32)
 }
 
 /// Cubes that have a unit for each of `n`.

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, bail, ensure};
 use cubecl::Device;
@@ -41,14 +42,11 @@ impl Gpu {
 
 /// Takes a device into use, and has it add two numbers.
 fn open(what: &str, find: impl FnOnce() -> Result<Device, DeviceUnavailable>) -> Result<Gpu> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| ()));
-    let opened = catch_unwind(AssertUnwindSafe(|| {
+    let opened = silently(|| {
         let client = find().map(|device| device.client())?;
         let sum = read_f32(&client, &sum_rows(&client, &Buffer::new(&client, &[1.0, 2.0]), None, 2, 1));
         Ok((client, sum))
-    }));
-    std::panic::set_hook(hook);
+    });
     let (client, sum) = match opened {
         Ok(Ok(opened)) => opened,
         Ok(Err(DeviceUnavailable::NotLinked(_))) => bail!("this build has no {what}"),
@@ -61,13 +59,31 @@ fn open(what: &str, find: impl FnOnce() -> Result<Device, DeviceUnavailable>) ->
     Ok(Gpu { client, name })
 }
 
+/// Catches panics, of whichever thread, that are an answer: they are not shown as bugs of ours.
+fn silently<T>(run: impl FnOnce() -> T) -> std::thread::Result<T> {
+    /// Two that exchange hooks at a time would leave the silent one behind.
+    static EXCHANGED: Mutex<()> = Mutex::new(());
+    let _exchanged = EXCHANGED.lock().unwrap_or_else(PoisonError::into_inner);
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let result = catch_unwind(AssertUnwindSafe(run));
+    std::panic::set_hook(hook);
+    result
+}
+
+/// Tries what a driver may refuse: `guarded`, without a word on stderr.
+pub(super) fn quietly<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+    silently(run).unwrap_or_else(|panic| bail!("the GPU failed: {}", message(panic.as_ref())))
+}
+
 /// Runs what calls a driver: where one is broken, or memory runs out, the libraries panic rather than answer.
 pub(crate) fn guarded<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| bail!("the GPU failed: {}", message(panic.as_ref())))
 }
 
-/// The first line of what a panic said.
+/// The first line of what a panic said that says something.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    text.and_then(|text| text.lines().next()).unwrap_or("no reason given").to_owned()
+    let said = text.and_then(|text| text.lines().map(str::trim).find(|line| !line.is_empty()));
+    said.unwrap_or("no reason given").to_owned()
 }

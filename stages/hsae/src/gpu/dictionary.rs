@@ -2,7 +2,7 @@
 
 use cubecl::client::Client;
 
-use super::buffers::{Buffer, cubes, cubes_of_units, units};
+use super::buffers::{Buffer, cubes, cubes_of_blocks, cubes_of_units, units};
 use super::kernels::matrix::{self, ROWS_PER_SUM};
 use super::kernels::{latents, tokens};
 use super::lists::{ColumnLists, Lists};
@@ -48,8 +48,19 @@ impl Grads {
             w_enc: Buffer::zeros(client, n * d_model),
             b_enc: Buffer::zeros(client, n),
             w_dec: Buffer::zeros(client, n * d_model),
-            firings: Buffer::new(client, &vec![0u32; n.max(1)]),
+            firings: Buffer::of(client, vec![0u32; n.max(1)]),
             act_sums: Buffer::zeros(client, n),
+        }
+    }
+
+    /// What they hold is arbitrary.
+    pub(super) fn empty(client: &Client, n: usize, d_model: usize) -> Self {
+        Self {
+            w_enc: Buffer::empty(client, n * d_model),
+            b_enc: Buffer::empty(client, n),
+            w_dec: Buffer::empty(client, n * d_model),
+            firings: Buffer::empty(client, n),
+            act_sums: Buffer::empty(client, n),
         }
     }
 }
@@ -193,7 +204,7 @@ impl Dictionary {
             );
             latents::gradients::launch_unchecked(
                 client,
-                cubes(n_latents),
+                cubes_of_blocks(n_latents, d_model, latents::COLUMNS),
                 units(),
                 x.arg(),
                 reconstruction.flow.arg(),

@@ -132,11 +132,11 @@ impl Engine {
     }
 
     /// Launches selection, reconstructions and gradients. Shapes: x [B, d_model].
-    pub(crate) fn pass(&mut self, x: &[f32], plan: &Plan) -> Result<Pass> {
+    pub(crate) fn pass(&mut self, x: Vec<f32>, plan: &Plan) -> Result<Pass> {
         let client = &self.client;
         let size = Size { n_rows: x.len() / self.d_model, d_model: self.d_model };
-        let raw = Buffer::new(client, x);
         let centered = Buffer::empty(client, x.len());
+        let raw = Buffer::of(client, x);
         let squares = Buffer::empty(client, size.n_rows);
         // SAFETY: buffers are as large as the shapes say.
         unsafe {
@@ -211,7 +211,8 @@ impl Engine {
         let whole = Prefixes { ends: vec![n_dead], weights: vec![weight as f32] };
         let reconstruction = dead.reconstruct(client, residual, &lists, &acts, &whole, false, pass.size);
         let columns = lists.columns(client);
-        let grads = Grads::zeros(client, n_dead, d_model);
+        // Every row of them is written.
+        let grads = Grads::empty(client, n_dead, d_model);
         dead.gradients(client, &pass.x, &lists, &columns, &acts, &reconstruction, n_dead, pass.size, &grads);
         add_grads(client, &self.grads, &grads, aux.dead, d_model);
         pass.aux = Some(AuxPass { errors: reconstruction.errors, weight });
@@ -331,7 +332,7 @@ fn select(client: &Client, scores: &Scores, plan: &Plan) -> (Lists, Option<Lists
     let (budget, scope) = (&plan.phase.budget, plan.phase.scope);
     let Some(gate) = plan.gate else { return (lists::select(client, scores, budget, scope), None) };
     let parents: Vec<u32> = gate.parent.iter().map(|parent| parent.unwrap_or(NO_PARENT)).collect();
-    let parents = Buffer::new(client, &parents);
+    let parents = Buffer::of(client, parents);
     let ungated = if lists::alters_scores(budget) {
         let copy = copied(client, scores.values);
         lists::select(client, &Scores { values: &copy, ..*scores }, budget, scope)

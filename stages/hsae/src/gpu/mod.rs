@@ -27,15 +27,18 @@ use anyhow::{Result, bail};
 use artifact::config::{Arch, Sae, Select};
 
 #[cfg(not(feature = "gpu"))]
-pub(crate) use absent::Engine;
-#[cfg(not(feature = "gpu"))]
 pub use absent::Gpu;
+#[cfg(not(feature = "gpu"))]
+pub(crate) use absent::{Engine, guarded};
 #[cfg(feature = "gpu")]
 pub use device::Gpu;
 #[cfg(feature = "gpu")]
 pub(crate) use device::guarded;
 #[cfg(feature = "gpu")]
 pub(crate) use engine::{Engine, Plan};
+
+/// Whether this build can use NVIDIA GPUs.
+pub const HAS_CUDA: bool = cfg!(feature = "cuda");
 
 /// Errors: the GPU trains no SAE like this one.
 pub fn check(sae: &Sae) -> Result<()> {

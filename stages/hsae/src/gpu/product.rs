@@ -1,9 +1,11 @@
 //! The one dense product of a step, by the library that burn multiplies with. Which of its kernels is taken follows from the
-//! precision and from what the device can do, not from timing, so that a run can be had again.
+//! precision, from what the device can do and from the shapes, not from timing nor from what was multiplied before, so that
+//! a run can be had again.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Error, Result, anyhow, ensure};
 use artifact::config::GpuPrecision;
 use cubecl::client::Client;
+use cubecl::ir::ElemType;
 use cubecl::prelude::{Scalar, TensorBinding};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::launch_ref;
@@ -11,13 +13,17 @@ use cubek::matmul::multi_level::Strategy;
 use cubek::std::InputBinding;
 use half::bf16;
 
-use super::buffers::{Buffer, cubes_of_units, units};
+use super::buffers::{Buffer, cubes_of_units, read_f32, units};
+use super::device::quietly;
 use super::kernels::matrix;
+
+/// Rows of both operands, and their width, of the product that a kernel has to get right before it is taken.
+const TRIAL: (usize, usize) = (256, 256);
 
 /// The encoder's product at some precision.
 pub(super) struct Product {
     precision: GpuPrecision,
-    /// Kernels that may do it, the fastest first; those that declined are gone.
+    /// Kernels that do it on this device, the fastest first. Shapes that one declines are left to the next.
     strategies: Vec<Strategy>,
 }
 
@@ -54,13 +60,30 @@ impl Product {
                 Strategy::SimpleCyclicCmma(Default::default()),
             ],
         };
-        Ok(Self { precision, strategies })
+        let mut reason = anyhow!("no kernel was tried");
+        let mut those_that_work = Vec::new();
+        let trial = Trial::new();
+        for strategy in strategies {
+            match quietly(|| trial.run(client, precision, &strategy)) {
+                Ok(()) => those_that_work.push(strategy),
+                Err(error) => reason = error,
+            }
+        }
+        ensure!(
+            !those_that_work.is_empty(),
+            "this GPU ({}) multiplies no {}: {}; {}",
+            client.properties().identity.name,
+            name(precision),
+            first_line(&reason),
+            instead_of(precision)
+        );
+        Ok(Self { precision, strategies: those_that_work })
     }
 
     /// x · wᵀ, accumulated in f32. Shapes: x [n_rows, d], w [n_cols, d] → [n_rows, n_cols].
     /// Errors: no kernel takes matrices of these shapes.
     pub(super) fn run(
-        &mut self,
+        &self,
         client: &Client,
         x: &Buffer<f32>,
         w: &Buffer<f32>,
@@ -68,37 +91,119 @@ impl Product {
         n_cols: usize,
         d: usize,
     ) -> Result<Buffer<f32>> {
-        let out = Buffer::empty(client, n_rows * n_cols);
-        let out_binding = binding(&out, [n_rows, n_cols], [n_cols, 1]);
-        let (lhs, rhs, operand) = if self.precision == GpuPrecision::Bf16 {
+        let operands = Operands::new(client, self.precision, x, w, [n_rows, n_cols, d]);
+        let mut reason = anyhow!("no kernel was tried");
+        for strategy in &self.strategies {
+            match operands.product(client, strategy) {
+                Ok(out) => return Ok(out),
+                Err(error) => reason = error,
+            }
+        }
+        Err(anyhow!(
+            "no {} product of [{n_rows}, {d}] and [{d}, {n_cols}] on this GPU ({}); {}",
+            name(self.precision),
+            first_line(&reason),
+            instead_of(self.precision)
+        ))
+    }
+}
+
+/// Two matrices as the kernels of some precision take them.
+struct Operands {
+    lhs: TensorBinding,
+    rhs: TensorBinding,
+    elem: ElemType,
+    n_rows: usize,
+    n_cols: usize,
+}
+
+impl Operands {
+    /// Shapes: [n_rows, n_cols, d] of x [n_rows, d], w [n_cols, d].
+    fn new(
+        client: &Client,
+        precision: GpuPrecision,
+        x: &Buffer<f32>,
+        w: &Buffer<f32>,
+        [n_rows, n_cols, d]: [usize; 3],
+    ) -> Self {
+        let (lhs, rhs, elem) = if precision == GpuPrecision::Bf16 {
             let (x, w) = (rounded(client, x, n_rows * d), rounded(client, w, n_cols * d));
             (binding(&x, [n_rows, d], [d, 1]), binding(&w, [d, n_cols], [1, d]), bf16::elem_type_native())
         } else {
             (binding(x, [n_rows, d], [d, 1]), binding(w, [d, n_cols], [1, d]), f32::elem_type_native())
         };
-        let globals = MatmulGlobalElems { lhs: operand, rhs: operand, out: f32::elem_type_native() };
-        let mut declined = String::new();
-        while let Some(strategy) = self.strategies.first() {
-            let launched = launch_ref(
-                &strategy.clone().into(),
-                client,
-                InputBinding::new(lhs.clone(), operand),
-                InputBinding::new(rhs.clone(), operand),
-                out_binding.clone(),
-                &mut MatmulElems::from_globals(&globals),
-            );
-            match launched {
-                Ok(()) => return Ok(out),
-                Err(error) => declined = format!("{error:?}"),
-            }
-            self.strategies.remove(0);
-        }
-        bail!(
-            "no {} product of [{n_rows}, {d}] and [{d}, {n_cols}] on this GPU ({}); set train.gpu_precision: f32",
-            name(self.precision),
-            declined.lines().next().unwrap_or_default()
-        )
+        Self { lhs, rhs, elem, n_rows, n_cols }
     }
+
+    /// Errors: the kernel does not take these.
+    fn product(&self, client: &Client, strategy: &Strategy) -> Result<Buffer<f32>> {
+        let out = Buffer::empty(client, self.n_rows * self.n_cols);
+        let globals = MatmulGlobalElems { lhs: self.elem, rhs: self.elem, out: f32::elem_type_native() };
+        launch_ref(
+            &strategy.clone().into(),
+            client,
+            InputBinding::new(self.lhs.clone(), self.elem),
+            InputBinding::new(self.rhs.clone(), self.elem),
+            binding(&out, [self.n_rows, self.n_cols], [self.n_cols, 1]),
+            &mut MatmulElems::from_globals(&globals),
+        )
+        .map_err(|error| anyhow!("{error:?}"))?;
+        Ok(out)
+    }
+}
+
+/// A small product of which the result is known.
+struct Trial {
+    x: Vec<f32>,
+    w: Vec<f32>,
+    expected: Vec<f64>,
+}
+
+impl Trial {
+    fn new() -> Self {
+        let (n, d) = TRIAL;
+        // In [−1, 1), without a period that a tile has.
+        let values = |factor: usize| -> Vec<f32> {
+            (0..n * d).map(|i| ((i + 1) * factor % 1009) as f32 / 504.5 - 1.0).collect()
+        };
+        let (x, w) = (values(389), values(631));
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+        let expected = x.chunks_exact(d).flat_map(|x| w.chunks_exact(d).map(move |w| dot(x, w))).collect();
+        Self { x, w, expected }
+    }
+
+    /// Errors: the kernel does not run on this device, or gets it wrong.
+    fn run(&self, client: &Client, precision: GpuPrecision, strategy: &Strategy) -> Result<()> {
+        let (n, d) = TRIAL;
+        let (x, w) = (Buffer::new(client, &self.x), Buffer::new(client, &self.w));
+        let out = Operands::new(client, precision, &x, &w, [n, n, d]).product(client, strategy)?;
+        let found = read_f32(client, &out)?;
+        let largest = self.expected.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
+        let tolerance = tolerance(precision) * largest;
+        let is_close = |(&found, &expected): (&f32, &f64)| (f64::from(found) - expected).abs() <= tolerance;
+        ensure!(found.iter().zip(&self.expected).all(is_close), "a kernel gets a product wrong");
+        Ok(())
+    }
+}
+
+/// Of the largest value of a product.
+fn tolerance(precision: GpuPrecision) -> f64 {
+    match precision {
+        GpuPrecision::F32 => 1e-5,
+        GpuPrecision::Tf32 => 2e-3,
+        GpuPrecision::Bf16 => 2e-2,
+    }
+}
+
+fn instead_of(precision: GpuPrecision) -> &'static str {
+    match precision {
+        GpuPrecision::F32 => "set device: cpu",
+        GpuPrecision::Tf32 | GpuPrecision::Bf16 => "set train.gpu_precision: f32",
+    }
+}
+
+fn first_line(error: &Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 fn name(precision: GpuPrecision) -> &'static str {

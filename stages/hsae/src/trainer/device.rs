@@ -12,7 +12,7 @@ impl Trainer {
     pub fn move_to(&mut self, gpu: &Gpu) -> Result<()> {
         gpu::check(&self.config)?;
         let (weights, adam) = (&self.state.weights, &self.state.adam);
-        self.engine = Some(Engine::new(gpu, &self.config, &self.train, weights, adam)?);
+        self.engine = Some(gpu::guarded(|| Engine::new(gpu, &self.config, &self.train, weights, adam))?);
         Ok(())
     }
 
@@ -21,7 +21,7 @@ impl Trainer {
     /// Errors: the GPU failed.
     pub fn sync(&mut self) -> Result<()> {
         if let Some(engine) = &self.engine {
-            engine.download(&mut self.state.weights, &mut self.state.adam)?;
+            gpu::guarded(|| engine.download(&mut self.state.weights, &mut self.state.adam))?;
             self.repack();
         }
         Ok(())

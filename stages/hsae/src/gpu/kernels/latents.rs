@@ -4,12 +4,13 @@ use cubecl::prelude::*;
 
 use super::cube::{UNITS, count_of_cube, sum_of_cube};
 
-/// A cube works on so many columns at a time, each with so many units that share a latent's entries.
-const COLUMNS: usize = 64;
+/// A cube works on so many columns, each with so many units that share a latent's entries.
+pub(crate) const COLUMNS: usize = 64;
 const SHARES: usize = UNITS as usize / COLUMNS;
 
 /// ∂W_dec[j] = Σ_t z · flow[t], ∂W_enc[j] = Σ_t g x[t] and ∂b_enc[j] = Σ_t g, where g is what flows back into the
-/// activation. One cube per latent.
+/// activation. One cube per latent along x and y, and per COLUMNS along z, so that a latent that is active on very many
+/// tokens has several.
 /// Shapes: x [B, d_model], flow [n_prefixes, B, d_model], acts, grad_acts [nnz] by `entry`; col_ptr, row, entry: see
 ///   `columns`; ends [n_prefixes] → grads shaped like the parameters, firings, act_sums [d_sae].
 #[cube(launch_unchecked)]
@@ -31,7 +32,7 @@ pub(crate) fn gradients(
     d_sae: usize,
     d_model: usize,
 ) {
-    let j = CUBE_POS;
+    let j = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) as usize;
     if j >= d_sae {
         terminate!();
     }
@@ -40,64 +41,62 @@ pub(crate) fn gradients(
     let mut counts = Shared::<[u32]>::new_slice(UNITS as usize);
     let first = col_ptr[j] as usize;
     let end = col_ptr[j + 1] as usize;
+
+    // What all columns have in common.
+    if CUBE_POS_Z == 0 {
+        let mut bias = 0.0f32;
+        let mut act_sum = 0.0f32;
+        let mut n = 0u32;
+        let mut at = first + UNIT_POS as usize;
+        while at < end {
+            let e = entry[at] as usize;
+            bias += grad_acts[e];
+            act_sum += acts[e];
+            if acts[e] > 0.0 {
+                n += 1;
+            }
+            at += UNITS as usize;
+        }
+        let bias = sum_of_cube(bias, &mut room);
+        let act_sum = sum_of_cube(act_sum, &mut room);
+        let n = count_of_cube(n, &mut counts);
+        if UNIT_POS == 0 {
+            grad_b_enc[j] = bias;
+            act_sums[j] = act_sum;
+            firings[j] = n;
+        }
+    }
+
     let mut p = 0usize;
     while ends[p] as usize <= j {
         p += 1;
     }
     let flow_start = p * n_rows * d_model;
-
-    let mut bias = 0.0f32;
-    let mut act_sum = 0.0f32;
-    let mut n = 0u32;
-    let mut at = first + UNIT_POS as usize;
-    while at < end {
-        let e = entry[at] as usize;
-        bias += grad_acts[e];
-        act_sum += acts[e];
-        if acts[e] > 0.0 {
-            n += 1;
-        }
-        at += UNITS as usize;
-    }
-    let bias = sum_of_cube(bias, &mut room);
-    let act_sum = sum_of_cube(act_sum, &mut room);
-    let n = count_of_cube(n, &mut counts);
-    if UNIT_POS == 0 {
-        grad_b_enc[j] = bias;
-        act_sums[j] = act_sum;
-        firings[j] = n;
-    }
-
     let column = UNIT_POS as usize % COLUMNS;
     let share = UNIT_POS as usize / COLUMNS;
-    let mut tile = 0usize;
-    while tile < d_model {
-        let c = tile + column;
-        let mut encoder = 0.0f32;
-        let mut decoder = 0.0f32;
-        if c < d_model {
-            let mut at = first + share;
-            while at < end {
-                let e = entry[at] as usize;
-                let from = row[at] as usize * d_model + c;
-                encoder += grad_acts[e] * x[from];
-                decoder += acts[e] * flow[flow_start + from];
-                at += SHARES;
-            }
+    let c = CUBE_POS_Z as usize * COLUMNS + column;
+    let mut encoder = 0.0f32;
+    let mut decoder = 0.0f32;
+    if c < d_model {
+        let mut at = first + share;
+        while at < end {
+            let e = entry[at] as usize;
+            let from = row[at] as usize * d_model + c;
+            encoder += grad_acts[e] * x[from];
+            decoder += acts[e] * flow[flow_start + from];
+            at += SHARES;
         }
-        room[UNIT_POS as usize] = encoder;
-        decoder_room[UNIT_POS as usize] = decoder;
-        sync_cube();
-        if share == 0 && c < d_model {
-            for other in 1..SHARES {
-                encoder += room[other * COLUMNS + column];
-                decoder += decoder_room[other * COLUMNS + column];
-            }
-            grad_enc[j * d_model + c] = encoder;
-            grad_dec[j * d_model + c] = decoder;
+    }
+    room[UNIT_POS as usize] = encoder;
+    decoder_room[UNIT_POS as usize] = decoder;
+    sync_cube();
+    if share == 0 && c < d_model {
+        for other in 1..SHARES {
+            encoder += room[other * COLUMNS + column];
+            decoder += decoder_room[other * COLUMNS + column];
         }
-        sync_cube();
-        tile += COLUMNS;
+        grad_enc[j * d_model + c] = encoder;
+        grad_dec[j * d_model + c] = decoder;
     }
 }
 

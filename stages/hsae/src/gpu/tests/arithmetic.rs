@@ -26,10 +26,28 @@ fn products_are_those_of_naive_sums() {
     let client = gpu.client();
     for (n_rows, n_cols, d) in [ODD, (1, 1, 1), (70, 130, 65), (64, 256, 128)] {
         let (x, w) = (random(1, n_rows * d), random(2, n_cols * d));
-        let mut product = Product::new(client, GpuPrecision::F32).unwrap();
+        let product = Product::new(client, GpuPrecision::F32).unwrap();
         let (on_device, w_on_device) = (Buffer::new(client, &x), Buffer::new(client, &w));
         let found = product.run(client, &on_device, &w_on_device, n_rows, n_cols, d).unwrap();
         assert_close(&read_f32(client, &found).unwrap(), &naive_product(&x, &w, d), 1e-5, "product");
+    }
+}
+
+/// The kernel, and with it the bits, depend on the shapes alone, not on what was multiplied before.
+#[test]
+fn products_do_not_remember_others() {
+    let gpu = gpu();
+    let client = gpu.client();
+    let product_of = |product: &Product, (n_rows, n_cols, d): (usize, usize, usize)| {
+        let (x, w) = (random(1, n_rows * d), random(2, n_cols * d));
+        let (x, w) = (Buffer::new(client, &x), Buffer::new(client, &w));
+        let found = product.run(client, &x, &w, n_rows, n_cols, d).unwrap();
+        read_f32(client, &found).unwrap()
+    };
+    let used = Product::new(client, GpuPrecision::F32).unwrap();
+    for shape in [(64, 256, 128), ODD, (1, 1, 1), (64, 256, 128)] {
+        let fresh = Product::new(client, GpuPrecision::F32).unwrap();
+        assert_eq!(product_of(&used, shape), product_of(&fresh, shape), "{shape:?}");
     }
 }
 
@@ -42,7 +60,7 @@ fn rounded_products_are_close_or_refused() {
     let (x, w) = (random(1, n_rows * d), random(2, n_cols * d));
     for (precision, tolerance) in [(GpuPrecision::Tf32, 2e-3), (GpuPrecision::Bf16, 2e-2)] {
         match Product::new(client, precision) {
-            Ok(mut product) => {
+            Ok(product) => {
                 let (on_device, w_on_device) = (Buffer::new(client, &x), Buffer::new(client, &w));
                 let found = product.run(client, &on_device, &w_on_device, n_rows, n_cols, d).unwrap();
                 let found = read_f32(client, &found).unwrap();
@@ -72,12 +90,18 @@ fn sums_of_rows_are_those_of_naive_sums() {
     }
 }
 
-/// Activations, errors, what flows back, and gradients of all parameters, against sums over everything.
 #[test]
 fn a_pass_is_that_of_naive_sums() {
+    // Less than a block of columns, and several of them.
+    for shape in [ODD, (33, 301, 2 * latents::COLUMNS + 3)] {
+        check_pass(shape);
+    }
+}
+
+/// Activations, errors, what flows back, and gradients of all parameters, against sums over everything.
+fn check_pass((n_rows, n, d): (usize, usize, usize)) {
     let gpu = gpu();
     let client = gpu.client();
-    let (n_rows, n, d) = ODD;
     let size = Size { n_rows, d_model: d };
     let (x, w_enc, b_enc, w_dec) = (random(1, n_rows * d), random(2, n * d), random(3, n), random(4, n * d));
     let prefixes = Prefixes { ends: vec![10, 77, n], weights: vec![0.5, 1.0, 0.75] };

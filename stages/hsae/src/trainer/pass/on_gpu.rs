@@ -16,7 +16,7 @@ use crate::tree_terms::TreeLosses;
 
 impl Trainer {
     /// Shapes: x [B, d_model].
-    pub(in super::super) fn step_on_gpu(&mut self, engine: &mut Engine, x: &[f32]) -> Result<CurveRow> {
+    pub(in super::super) fn step_on_gpu(&mut self, engine: &mut Engine, x: Vec<f32>) -> Result<CurveRow> {
         let phase = schedule::phase(&self.train, &self.config, self.state.step, self.n_steps);
         let n_rows = x.len() / self.state.weights.d_model;
         let prefixes = self.prefixes(&phase);
