@@ -29,7 +29,7 @@ mod tokenizer;
 mod weights;
 
 pub use config::ModelConfig;
-pub use device::{cpu, default_device};
+pub use device::cpu;
 pub use hook::{Hook, Site};
 pub use model::{LanguageModel, Paused};
 pub use tokenizer::{Encoding, Tokenizer};

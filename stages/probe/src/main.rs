@@ -71,7 +71,7 @@ fn measure_all(
     let stats = Stats::read(&harvest.file("stats.json")?)?;
     let contexts: Vec<Context> = read_rows(&harvest.file("contexts.parquet")?)?;
     let saes = saes.iter().map(TrainedSae::load).collect::<Result<Vec<_>>>()?;
-    let model = LanguageModel::open(&inputs.path, &lm::default_device(stage.pipeline.device)?)?;
+    let model = LanguageModel::open(&inputs.path, &lm::cpu())?;
     ensure!(
         model.config().d_model == stats.mean.len(),
         "harvest/stats.json: activations of {} values, but the model's have {}",

@@ -34,7 +34,7 @@ pub(crate) fn harvest(stage: &Stage, source: &ModelSource) -> Result<()> {
     let inputs: Vec<&Input> = std::iter::once(&model_input).chain(&texts).collect();
     let Some(mut task) = stage.task("harvest", RECIPE, key(source, config), &inputs)? else { return Ok(()) };
 
-    let device = lm::default_device(stage.pipeline.device)?;
+    let device = lm::cpu();
     let model = LanguageModel::open(&model_path, &device)?;
     model.check_hook(hook).context("harvest.hook")?;
     let mut reading = Reading {
