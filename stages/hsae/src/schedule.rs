@@ -71,6 +71,14 @@ pub(crate) fn prefixes(config: Option<&Prefixes>, seed: u64, step: u64, n_in_use
     lengths
 }
 
+/// Weight of inner reconstructions, and the share of longer ones' gradients that reaches them.
+pub(crate) fn annealed(config: &Prefixes, step: u64, n_steps: u64) -> (f32, f32) {
+    let done = ramp(step as f64 / n_steps as f64, config.anneal_from, config.anneal_to);
+    let beta_end = config.beta_end.unwrap_or(config.beta);
+    let between = |start: f64, end: f64| (start + done * (end - start)) as f32;
+    (between(config.beta, beta_end), between(config.reach, 1.0))
+}
+
 fn budget(sae: &Sae, fine_share: f64) -> Budget {
     let (k, n_coarse) = (sae.k as f64, sae.n_coarse);
     match (sae.select(), sae.k_coarse()) {

@@ -255,14 +255,16 @@ impl Trainer {
     fn prefixes(&self, phase: &Phase) -> Prefixes {
         let config = self.config.prefixes();
         let mut ends = schedule::prefixes(config.as_ref(), self.seed, self.state.step, self.n_in_use(phase));
-        let beta = config.as_ref().map_or(0.0, |prefixes| prefixes.beta as f32);
+        let (beta, reach) = config.as_ref().map_or((0.0, 1.0), |config| {
+            schedule::annealed(config, self.state.step, self.n_steps)
+        });
         if beta == 0.0 {
             ends.clear();
         }
         let mut weights = vec![beta; ends.len()];
         ends.push(self.config.d_sae());
         weights.push(config.map_or(1.0, |prefixes| prefixes.beta_full as f32));
-        Prefixes { ends, weights }
+        Prefixes { ends, weights, reach }
     }
 
     fn n_in_use(&self, phase: &Phase) -> usize {

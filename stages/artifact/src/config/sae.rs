@@ -185,6 +185,13 @@ pub struct Prefixes {
     pub beta: f64,
     /// Weight of the full one's.
     pub beta_full: f64,
+    /// What `beta` becomes, along a line between the shares of training `anneal_from` and `anneal_to`. Unset: it stays.
+    pub beta_end: Option<f64>,
+    /// Share of the gradient of each longer reconstruction that reaches the latents of the next shorter one; it rises to 1,
+    /// all of it, between the same two shares of training. Below 1, short prefixes learn as if the rest were not there.
+    pub reach: f64,
+    pub anneal_from: f64,
+    pub anneal_to: f64,
 }
 
 /// The tree chosen by mutual information of firing, and its gate (science.md §2 and §3).
@@ -376,7 +383,17 @@ impl Default for Resample {
 
 impl Default for Prefixes {
     fn default() -> Self {
-        Self { fixed: Vec::new(), n_random: 3, random_min: 4, beta: 1.0, beta_full: 1.0 }
+        Self {
+            fixed: Vec::new(),
+            n_random: 3,
+            random_min: 4,
+            beta: 1.0,
+            beta_full: 1.0,
+            beta_end: None,
+            reach: 1.0,
+            anneal_from: 0.4,
+            anneal_to: 0.8,
+        }
     }
 }
 

@@ -287,6 +287,14 @@ impl Sae {
             at_least(&format!("{at}.prefixes.random_min"), prefixes.random_min, 1)?;
             not_negative(&format!("{at}.prefixes.beta"), prefixes.beta)?;
             positive(&format!("{at}.prefixes.beta_full"), prefixes.beta_full)?;
+            if let Some(beta) = prefixes.beta_end {
+                positive(&format!("{at}.prefixes.beta_end"), beta)?;
+                ensure!(prefixes.beta > 0.0, "{at}.prefixes.beta_end is given, but beta is 0: there are no inner prefixes");
+            }
+            fraction(&format!("{at}.prefixes.reach"), prefixes.reach)?;
+            fraction(&format!("{at}.prefixes.anneal_from"), prefixes.anneal_from)?;
+            fraction(&format!("{at}.prefixes.anneal_to"), prefixes.anneal_to)?;
+            ensure!(prefixes.anneal_from <= prefixes.anneal_to, "{at}.prefixes.anneal_from exceeds anneal_to");
         }
         if let Some(tree) = &self.tree {
             let key = |name: &str| format!("{at}.tree.{name}");

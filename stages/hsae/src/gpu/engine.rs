@@ -208,7 +208,7 @@ impl Engine {
         let k = aux.k as f64;
         let lists = lists::select(client, &scores, &Budget::Shared { k, fine: k, n_coarse: 0 }, Scope::Token);
         let acts = dead.acts(client, &pass.x, &lists, pass.size);
-        let whole = Prefixes { ends: vec![n_dead], weights: vec![weight as f32] };
+        let whole = Prefixes::nested(vec![n_dead], vec![weight as f32]);
         let reconstruction = dead.reconstruct(client, residual, &lists, &acts, &whole, false, pass.size);
         let columns = lists.columns(client);
         // Every row of them is written.

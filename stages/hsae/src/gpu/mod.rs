@@ -55,6 +55,9 @@ pub fn check(sae: &Sae) -> Result<()> {
     if sae.tree().is_some_and(is_pulled) {
         bail!("{name}: on a GPU tree.w_mi, w_coverage and w_geometry are 0; set device: cpu");
     }
+    if sae.prefixes().is_some_and(|prefixes| prefixes.reach != 1.0) {
+        bail!("{name}: on a GPU prefixes.reach is 1; set device: cpu");
+    }
     if sae.resample.is_some() {
         bail!("{name}: a GPU resamples no latents; set device: cpu");
     }

@@ -154,9 +154,8 @@ vectorised! {
             for (error, residual) in found.errors.iter_mut().zip(token.chunks_exact(d_model)) {
                 *error += f64::from(dot(residual, residual)) / n_rows as f64;
             }
-            suffix_sums(token, d_model, &prefixes.weights, scale);
+            suffix_sums(token, d_model, prefixes, scale, &mut found.grad_b_dec);
             token[prefixes.len() * d_model..].iter_mut().for_each(|g| *g *= scale);
-            axpy(&mut found.grad_b_dec, 1.0, &token[..d_model]);
         }
     }
 }

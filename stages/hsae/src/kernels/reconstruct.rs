@@ -42,9 +42,16 @@ pub(crate) struct Prefixes {
     pub(crate) ends: Vec<usize>,
     /// Alike; the last is above zero.
     pub(crate) weights: Vec<f32>,
+    /// Share of what flows back into a prefix that flows on into the next shorter one: 1 is the gradient of the loss.
+    pub(crate) reach: f32,
 }
 
 impl Prefixes {
+    /// Reconstructions of which each is trained by its own error and all longer ones'.
+    pub(crate) fn nested(ends: Vec<usize>, weights: Vec<f32>) -> Self {
+        Self { ends, weights, reach: 1.0 }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.ends.len()
     }
@@ -164,26 +171,43 @@ vectorised! {
                 part.errors[prefixes.len()] += f64::from(dot(channel, channel));
                 channel.iter_mut().for_each(|g| *g *= scale);
             }
-            suffix_sums(&mut token, d_model, &prefixes.weights, scale);
-            // b_dec is part of every prefix, so it receives what the first one does.
-            axpy(&mut part.grad_b_dec, 1.0, &token[..d_model]);
+            suffix_sums(&mut token, d_model, prefixes, scale, &mut part.grad_b_dec);
             token.chunks_exact(d_model).enumerate().for_each(|(channel, row)| flow.write(i, channel, row));
         }
         part
     }
 }
 
-/// In place: residual p of a token becomes Σ_{q ≥ p} weight[q] · scale · residual q.
+/// In place: residual p of a token becomes weight[p] · scale · residual p and `reach` times what residual p + 1 has become;
+/// with a reach of 1 that is Σ_{q ≥ p} weight[q] · scale · residual q. b_dec is part of every prefix, and receives the sum
+/// of all in any case.
 #[inline(always)]
-pub(super) fn suffix_sums(residuals: &mut [f32], d_model: usize, weights: &[f32], scale: f32) {
+pub(super) fn suffix_sums(
+    residuals: &mut [f32],
+    d_model: usize,
+    prefixes: &Prefixes,
+    scale: f32,
+    grad_b_dec: &mut [f32],
+) {
+    let Prefixes { weights, reach, .. } = prefixes;
+    if *reach != 1.0 {
+        for (&weight, residual) in weights.iter().zip(residuals.chunks_exact(d_model)) {
+            axpy(grad_b_dec, weight * scale, residual);
+        }
+    }
     for p in (0..weights.len()).rev() {
         let (before, after) = residuals.split_at_mut((p + 1) * d_model);
         let residual = &mut before[p * d_model..];
         let factor = weights[p] * scale;
-        if p + 1 < weights.len() {
-            residual.iter_mut().zip(&after[..d_model]).for_each(|(r, after)| *r = *r * factor + after);
-        } else {
-            residual.iter_mut().for_each(|r| *r *= factor);
+        match (p + 1 < weights.len(), *reach) {
+            (false, _) => residual.iter_mut().for_each(|r| *r *= factor),
+            (true, 1.0) => residual.iter_mut().zip(&after[..d_model]).for_each(|(r, after)| *r = *r * factor + after),
+            (true, reach) => {
+                residual.iter_mut().zip(&after[..d_model]).for_each(|(r, after)| *r = *r * factor + reach * after);
+            }
         }
+    }
+    if *reach == 1.0 {
+        axpy(grad_b_dec, 1.0, &residuals[..d_model]);
     }
 }

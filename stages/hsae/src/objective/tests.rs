@@ -51,7 +51,7 @@ struct Terms {
 
 impl Terms {
     fn prefixes(&self) -> Prefixes {
-        Prefixes { ends: self.ends.clone(), weights: self.betas.clone() }
+        Prefixes::nested(self.ends.clone(), self.betas.clone())
     }
 }
 
@@ -178,7 +178,7 @@ fn the_dense_pass_gives_what_the_sparse_one_does() {
     let (weights, x) = (weights(), batch());
     let chosen = entries(&weights, &x, 0.0);
     let x = centered(&x, &weights);
-    let prefixes = Prefixes { ends: vec![3, D_SAE], weights: vec![0.5, 1.0] };
+    let prefixes = Prefixes::nested(vec![3, D_SAE], vec![0.5, 1.0]);
     let relu = Relu { l1: 0.01, lengths: None };
     let objective = Objective {
         activation: &relu,

@@ -104,7 +104,7 @@ fn check_pass((n_rows, n, d): (usize, usize, usize)) {
     let client = gpu.client();
     let size = Size { n_rows, d_model: d };
     let (x, w_enc, b_enc, w_dec) = (random(1, n_rows * d), random(2, n * d), random(3, n), random(4, n * d));
-    let prefixes = Prefixes { ends: vec![10, 77, n], weights: vec![0.5, 1.0, 0.75] };
+    let prefixes = Prefixes::nested(vec![10, 77, n], vec![0.5, 1.0, 0.75]);
     let row = |matrix: &'_ [f32], i: usize| -> Vec<f32> { matrix[i * d..(i + 1) * d].to_vec() };
 
     let dictionary = Dictionary {
