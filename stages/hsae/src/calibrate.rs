@@ -14,6 +14,7 @@ use crate::trainer::Trainer;
 use crate::weights::Weights;
 
 mod hard;
+mod refined;
 
 /// Rows that the noise of inactive latents is measured on.
 const N_NOISE_ROWS: usize = 2048;
@@ -64,6 +65,8 @@ pub(crate) fn assembled(config: Sae, seed: u64, weights: Weights) -> TrainedSae 
             flat_prior: Rule::Positive,
             gated_native: Rule::Positive,
             gated_prior: Rule::Positive,
+            flat_refined: None,
+            gated_refined: None,
         },
     };
     match <[Vec<f32>; 2]>::try_from(weights.own) {
@@ -102,7 +105,8 @@ pub(crate) fn rules(sae: &TrainedSae, rows: &[f32]) -> Rules {
     if sae.config.arch == Arch::MatchingPursuit {
         // It chooses one latent after the other, and has no thresholds.
         let [flat_native, flat_prior, gated_native, gated_prior] = [(); 4].map(|()| Rule::TopK(sae.config.k));
-        return Rules { flat_native, flat_prior, gated_native, gated_prior };
+        let (flat_refined, gated_refined) = (None, None);
+        return Rules { flat_native, flat_prior, gated_native, gated_prior, flat_refined, gated_refined };
     }
     // A first look at a few rows tells where to start collecting, latent by latent: frequent ones have low thresholds,
     // and going that low for all would be to look at everything. What started too high is noticed and lowered.
@@ -119,10 +123,12 @@ pub(crate) fn rules(sae: &TrainedSae, rows: &[f32]) -> Rules {
             }
         }
         if is_low_enough {
-            return match sae.gate {
+            let shift = fit.shift.clone();
+            let rules = match sae.gate {
                 TreeGate::Soft(_) => fit.rules,
                 TreeGate::Hard { active_above } => hard::rules(sae, rows, fit, active_above),
             };
+            return refined::with_refinements(sae, rows, rules, &shift);
         }
     }
 }
@@ -177,7 +183,14 @@ impl Fit {
             // Thresholds behind a hard gate rest on other candidates.
             TreeGate::Hard { .. } => candidates.vals.clone(),
         };
-        let rules = Rules { gated_native: native(&scores), gated_prior: prior(&scores), flat_native, flat_prior };
+        let rules = Rules {
+            gated_native: native(&scores),
+            gated_prior: prior(&scores),
+            flat_native,
+            flat_prior,
+            flat_refined: None,
+            gated_refined: None,
+        };
         let mut lowest = vec![cut; sae.d_sae];
         for rule in [&rules.flat_native, &rules.flat_prior, &rules.gated_native, &rules.gated_prior] {
             match rule {

@@ -10,6 +10,7 @@ use artifact::tables::{CurveRow, TreeNode, write_rows};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::refine::Refinement;
 use crate::tensor_file::{TensorFile, Tensors};
 use crate::trained::{Magnitude, Rule, Rules, TrainedSae, TreeGate};
 use crate::tree::TreeLearner;
@@ -138,7 +139,13 @@ fn rules_file(sae: &TrainedSae) -> TensorFile {
         TreeGate::Soft(strength) => json!(strength),
         TreeGate::Hard { active_above } => json!({"active_above": active_above}),
     };
-    file.json(json!({"gate": gate, "rules": kinds}))
+    let mut sweeps = serde_json::Map::new();
+    for (name, refinement) in refinements(&sae.rules) {
+        let Some(Refinement { shift, thresholds }) = refinement else { continue };
+        file = file.f32(name, shift, &[sae.d_sae]);
+        sweeps.insert(name.into(), json!(thresholds));
+    }
+    file.json(json!({"gate": gate, "rules": kinds, "sweeps": sweeps}))
 }
 
 fn by_name(rules: &Rules) -> [(&'static str, &Rule); 4] {
@@ -148,6 +155,10 @@ fn by_name(rules: &Rules) -> [(&'static str, &Rule); 4] {
         ("gated_native", &rules.gated_native),
         ("gated_prior", &rules.gated_prior),
     ]
+}
+
+fn refinements(rules: &Rules) -> [(&'static str, Option<&Refinement>); 2] {
+    [("flat_refined", rules.flat_refined.as_ref()), ("gated_refined", rules.gated_refined.as_ref())]
 }
 
 pub(crate) fn read_rules(path: &Path, d_sae: usize) -> Result<(TreeGate, Rules)> {
@@ -167,7 +178,15 @@ pub(crate) fn read_rules(path: &Path, d_sae: usize) -> Result<(TreeGate, Rules)>
             _ => anyhow::bail!("has no rule `{name}`"),
         }
     };
+    let refinement = |name: &str| -> Result<Option<Refinement>> {
+        let Some(thresholds) = json["sweeps"].get(name) else { return Ok(None) };
+        let thresholds: Vec<f32> =
+            serde_json::from_value(thresholds.clone()).with_context(|| format!("sweeps of `{name}`"))?;
+        Ok(Some(Refinement { shift: file.f32(name, d_sae)?, thresholds }))
+    };
     let rules = Rules {
+        flat_refined: refinement("flat_refined")?,
+        gated_refined: refinement("gated_refined")?,
         flat_native: rule("flat_native")?,
         flat_prior: rule("flat_prior")?,
         gated_native: rule("gated_native")?,
@@ -211,6 +230,8 @@ mod tests {
         let mut sae = assembled(config, 7, Weights::init(7, 4, 5, &[0.0; 4]));
         sae.rules.flat_native = Rule::Above(vec![0.0, 0.1, 0.2, f32::MAX, 1e-30]);
         sae.rules.gated_native = Rule::TopK(2);
+        let shift = vec![-3.0, -2.5, f32::MIN, 0.0, 0.5];
+        sae.rules.gated_refined = Some(Refinement { shift, thresholds: vec![0.25, 1e-30] });
         for gate in [TreeGate::Soft(0.0), TreeGate::Soft(0.3), TreeGate::Hard { active_above: 1e-3 }] {
             sae.gate = gate;
             let file = tempfile::NamedTempFile::new().unwrap();

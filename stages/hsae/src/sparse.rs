@@ -63,6 +63,16 @@ impl SparseRows {
         all
     }
 
+    pub fn first_rows(&self, n: usize) -> Self {
+        let end = self.indptr[n];
+        Self {
+            n_cols: self.n_cols,
+            indptr: self.indptr[..=n].to_vec(),
+            idx: self.idx[..end].to_vec(),
+            vals: self.vals[..end].to_vec(),
+        }
+    }
+
     /// Appends all rows of `other`.
     pub fn append(&mut self, other: &Self) {
         let offset = self.nnz();

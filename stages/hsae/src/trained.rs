@@ -13,6 +13,7 @@ use crate::archs::{Dictionary, HardGate, Keep, Levels, Parts};
 use crate::export;
 use crate::kernels::screen::{PackedEncoder, Path};
 use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows};
+use crate::refine::{Refinement, Refiner};
 use crate::rows::centered;
 use crate::select::{Budget, Gate, Scope, gated_scores, select_batch};
 use crate::sparse::SparseRows;
@@ -33,6 +34,8 @@ pub enum Threshold {
     Native,
     /// θ_j = t − κ·logit(q_j), t set to reach the wanted L0 (science.md §2).
     Prior,
+    /// The prior's choice, refined: scores are leave-one-out, magnitudes least squares (`refine`).
+    Refined,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,6 +70,9 @@ pub struct Rules {
     pub flat_prior: Rule,
     pub gated_native: Rule,
     pub gated_prior: Rule,
+    /// None where nothing is refined.
+    pub flat_refined: Option<Refinement>,
+    pub gated_refined: Option<Refinement>,
 }
 
 /// An SAE as published. Units are those of the activations on disk; decoder rows have length 1.
@@ -110,6 +116,8 @@ pub struct Magnitude {
 #[derive(Default)]
 pub struct Packed {
     encoder: OnceLock<PackedEncoder>,
+    /// W_dec, and as many zeros as it has rows.
+    decoder: OnceLock<(PackedEncoder, Vec<f32>)>,
     parts: OnceLock<Parts>,
 }
 
@@ -187,20 +195,33 @@ impl TrainedSae {
         })
     }
 
-    /// Flat, and gated where there is a tree; each native and with the prior threshold. A matching pursuit has no
-    /// thresholds to choose.
+    /// Flat, and gated where there is a tree; each native, with the prior threshold and, unless that is switched off,
+    /// refined. A matching pursuit has no thresholds to choose.
     pub fn modes(&self) -> Vec<Mode> {
         if self.config.arch == Arch::MatchingPursuit {
             return vec![Mode { view: View::Flat, threshold: Threshold::Native }];
         }
         let has_tree = self.parent.iter().any(Option::is_some) || matches!(self.gate, TreeGate::Hard { .. });
         let views = if has_tree { &[View::Flat, View::Gated][..] } else { &[View::Flat] };
-        let both = |&view: &View| [Threshold::Native, Threshold::Prior].map(|threshold| Mode { view, threshold });
-        views.iter().flat_map(both).collect()
+        let thresholds = [Threshold::Native, Threshold::Prior, Threshold::Refined];
+        let all = views.iter().flat_map(|&view| thresholds.map(|threshold| Mode { view, threshold }));
+        all.filter(|&mode| mode.threshold != Threshold::Refined || self.refinement(mode.view).is_some()).collect()
+    }
+
+    fn refinement(&self, view: View) -> Option<&Refinement> {
+        match view {
+            View::Flat => self.rules.flat_refined.as_ref(),
+            View::Gated => self.rules.gated_refined.as_ref(),
+        }
     }
 
     /// Shapes: x [n, d_model] → [n, d_sae] sparse.
     pub fn encode(&self, x: &[f32], mode: Mode) -> SparseRows {
+        if let (Threshold::Refined, Some(refinement)) = (mode.threshold, self.refinement(mode.view)) {
+            let x_centered = centered(x, &self.b_dec);
+            let start = self.active(self.encoder(&self.input(x)), Mode { threshold: Threshold::Prior, ..mode });
+            return self.refiner(mode.view, &x_centered).refine(&x_centered, &start, refinement);
+        }
         let x = self.input(x);
         if self.config.arch == Arch::MatchingPursuit {
             let packed = self.encoder(&x).packed;
@@ -232,6 +253,20 @@ impl TrainedSae {
         let ungated = self.active(input, Mode { view: View::Flat, threshold: Threshold::Native });
         let scores = gated_scores(&candidates, &ungated, gate);
         apply(rule, &candidates, &scores)
+    }
+
+    /// `x_centered` [n, d_model] tells how large columns are.
+    pub(crate) fn refiner<'a>(&'a self, view: View, x_centered: &[f32]) -> Refiner<'a> {
+        let (packed, zeros) = self.packed.decoder.get_or_init(|| {
+            let mut packed = PackedEncoder::pack(Path::detect(), &self.w_dec, self.d_model);
+            packed.balance(x_centered, &self.w_dec);
+            (packed, vec![0.0; self.d_sae])
+        });
+        let gate = match (view, self.gate) {
+            (View::Gated, TreeGate::Soft(strength)) => Some(Gate { parent: &self.parent, strength }),
+            _ => None,
+        };
+        Refiner { w_dec: &self.w_dec, d_model: self.d_model, packed, zeros, gate }
     }
 
     /// The two levels behind a hard gate.
@@ -274,12 +309,13 @@ impl TrainedSae {
         decode_rows(acts, &self.w_dec, &self.b_dec, n_latents)
     }
 
+    /// Of a refined mode, what refinement starts from.
     pub fn rule(&self, mode: Mode) -> &Rule {
         match (mode.view, mode.threshold) {
             (View::Flat, Threshold::Native) => &self.rules.flat_native,
-            (View::Flat, Threshold::Prior) => &self.rules.flat_prior,
+            (View::Flat, _) => &self.rules.flat_prior,
             (View::Gated, Threshold::Native) => &self.rules.gated_native,
-            (View::Gated, Threshold::Prior) => &self.rules.gated_prior,
+            (View::Gated, _) => &self.rules.gated_prior,
         }
     }
 
@@ -358,6 +394,7 @@ impl fmt::Display for Threshold {
         f.write_str(match self {
             Self::Native => "native",
             Self::Prior => "prior",
+            Self::Refined => "refined",
         })
     }
 }

@@ -255,9 +255,8 @@ impl Trainer {
     fn prefixes(&self, phase: &Phase) -> Prefixes {
         let config = self.config.prefixes();
         let mut ends = schedule::prefixes(config.as_ref(), self.seed, self.state.step, self.n_in_use(phase));
-        let (beta, reach) = config.as_ref().map_or((0.0, 1.0), |config| {
-            schedule::annealed(config, self.state.step, self.n_steps)
-        });
+        let (beta, reach) =
+            config.as_ref().map_or((0.0, 1.0), |config| schedule::annealed(config, self.state.step, self.n_steps));
         if beta == 0.0 {
             ends.clear();
         }

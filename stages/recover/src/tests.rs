@@ -42,6 +42,8 @@ fn perfect_sae(truth: &Truth) -> TrainedSae {
             flat_prior: Rule::Positive,
             gated_native: Rule::Positive,
             gated_prior: Rule::Positive,
+            flat_refined: None,
+            gated_refined: None,
         },
     }
 }

@@ -18,7 +18,13 @@ pub(crate) fn start(stage: &Stage, sae: &Sae, harvest: &Input, harvested: &Harve
     // The files' digests are among the inputs. Where they lie does not matter, nor does most of how others are trained.
     let train = &stage.pipeline.train;
     let resident_mb = (!harvested.fits(train)).then_some(train.resident_mb);
-    let mut config = json!({"sae": {"name": sae.name, "import": sae.import_name(), "prior_kappa": sae.prior_kappa}});
+    let Sae { name, prior_kappa, refine_sweeps, .. } = sae;
+    let mut config = json!({"sae": {
+        "name": name,
+        "import": sae.import_name(),
+        "prior_kappa": prior_kappa,
+        "refine_sweeps": refine_sweeps,
+    }});
     if let Some(resident_mb) = resident_mb {
         config["train"] = json!({"resident_mb": resident_mb});
     }

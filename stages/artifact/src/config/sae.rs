@@ -55,6 +55,8 @@ pub struct Sae {
     pub aux_k: AuxK,
     /// Strength of the prior threshold, θ_j = t − κ·logit(q_j). Unset: noise variance over mean magnitude. 0: none.
     pub prior_kappa: Option<f64>,
+    /// Sweeps of the refined modes, in which latents are judged by what the others leave of a token; 0: no such modes.
+    pub refine_sweeps: usize,
     /// Unset: the pipeline's seed.
     pub seed: Option<u64>,
     /// Unset: `train.lr`.
@@ -263,7 +265,7 @@ pub struct AuxK {
 
 impl Sae {
     /// Keys that have a meaning for a finished SAE too.
-    pub(super) const BESIDE_IMPORT: [&str; 3] = ["name", "import", "prior_kappa"];
+    pub(super) const BESIDE_IMPORT: [&str; 4] = ["name", "import", "prior_kappa", "refine_sweeps"];
 
     /// The folder of a finished SAE by its own name: where it lies means nothing elsewhere.
     pub fn import_name(&self) -> Option<&Path> {
@@ -349,6 +351,7 @@ impl Default for Sae {
             curriculum: None,
             aux_k: AuxK::default(),
             prior_kappa: None,
+            refine_sweeps: 2,
             seed: None,
             lr: None,
             adam_beta1: None,

@@ -289,7 +289,10 @@ impl Sae {
             positive(&format!("{at}.prefixes.beta_full"), prefixes.beta_full)?;
             if let Some(beta) = prefixes.beta_end {
                 positive(&format!("{at}.prefixes.beta_end"), beta)?;
-                ensure!(prefixes.beta > 0.0, "{at}.prefixes.beta_end is given, but beta is 0: there are no inner prefixes");
+                ensure!(
+                    prefixes.beta > 0.0,
+                    "{at}.prefixes.beta_end is given, but beta is 0: there are no inner prefixes"
+                );
             }
             fraction(&format!("{at}.prefixes.reach"), prefixes.reach)?;
             fraction(&format!("{at}.prefixes.anneal_from"), prefixes.anneal_from)?;

@@ -118,6 +118,7 @@ impl Foreign {
             name: sae.name.clone(),
             import: sae.import_name().map(PathBuf::from),
             prior_kappa: sae.prior_kappa,
+            refine_sweeps: sae.refine_sweeps,
             arch: self.arch,
             // Whatever it was trained with, what is left of it are its thresholds.
             select: (self.weights.own.len() == 1).then_some(Select::Jumprelu),

@@ -48,6 +48,7 @@ pub(crate) struct Prefixes {
 
 impl Prefixes {
     /// Reconstructions of which each is trained by its own error and all longer ones'.
+    #[cfg(any(test, feature = "gpu"))]
     pub(crate) fn nested(ends: Vec<usize>, weights: Vec<f32>) -> Self {
         Self { ends, weights, reach: 1.0 }
     }

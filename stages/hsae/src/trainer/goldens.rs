@@ -233,7 +233,8 @@ fn batchtopk_with_and_without_dead_latents() {
 
 fn nested() -> Sae {
     // dictionary_learning averages the groups' errors, which are weighted by one over their number already.
-    let prefixes = PrefixesConfig { fixed: vec![N_COARSE], n_random: 0, beta: 0.25, beta_full: 0.25, ..PrefixesConfig::default() };
+    let prefixes =
+        PrefixesConfig { fixed: vec![N_COARSE], n_random: 0, beta: 0.25, beta_full: 0.25, ..PrefixesConfig::default() };
     Sae { prefixes: Some(prefixes), ..two_level(Arch::Matryoshka) }
 }
 

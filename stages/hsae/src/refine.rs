@@ -1,0 +1,183 @@
+//! Leave-one-out refinement: which latents are active once each is judged by what the others leave of a token.
+//!
+//! A linear encoder sees all features of a token at once, and what they have in common is noise to each. Given the active
+//! latents S and their magnitudes z, the residual r = x − b_dec − Σ_S z_j d_j lacks what they explain, and latent j's score
+//! becomes r·d_j + z_j: the coefficient it would have were it put in again alone. Prior and gate act on that score as they
+//! do on pre-activations, then the magnitudes of the newly active are solved by least squares, and so on for a few sweeps.
+//! Without prior and gate such steps overfit, as matching pursuit does (Chanin & Garriga-Alonso 2026, "SynthSAEBench", §5).
+//!
+//! Source: block-coordinate descent on the spike-and-slab posterior; compare Gregor & LeCun 2010, "Learning Fast
+//! Approximations of Sparse Coding".
+
+use rayon::prelude::*;
+
+use crate::kernels::screen::PackedEncoder;
+use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows, dot, vectorised};
+use crate::select::{Gate, gated_scores};
+use crate::sparse::SparseRows;
+use crate::trained::{Rule, apply};
+
+/// Tokens of a parallel piece of work.
+const BLOCK_ROWS: usize = 64;
+/// Added to the diagonal of the Gram matrix, whose entries are 1 there: latents that are alike share what they explain.
+const RIDGE: f32 = 1e-3;
+/// Conjugate gradients end at this share of the right side's length, or after so many steps.
+const TOLERANCE: f64 = 1e-5;
+const MOST_STEPS: usize = 64;
+
+/// The sweeps of one view.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refinement {
+    /// κ·logit(q_j), what the prior adds to scores, [d_sae].
+    pub shift: Vec<f32>,
+    /// What a score with its shift has to exceed, a sweep each.
+    pub thresholds: Vec<f32>,
+}
+
+/// A decoder to refine by, with rows of length 1.
+#[derive(Clone, Copy)]
+pub(crate) struct Refiner<'a> {
+    /// [d_sae, d_model].
+    pub(crate) w_dec: &'a [f32],
+    pub(crate) d_model: usize,
+    /// W_dec as the screen has it.
+    pub(crate) packed: &'a PackedEncoder,
+    /// [d_sae].
+    pub(crate) zeros: &'a [f32],
+    pub(crate) gate: Option<Gate<'a>>,
+}
+
+impl Refinement {
+    /// What the scores of a sweep have to exceed, [d_sae].
+    pub(crate) fn lower(&self, threshold: f32) -> Vec<f32> {
+        self.shift.iter().map(|shift| (threshold - shift).max(0.0)).collect()
+    }
+}
+
+impl Refiner<'_> {
+    /// All sweeps from a first choice of latents. Shapes: x [n, d_model] without b_dec, active [n, d_sae] sparse, its
+    /// values unused → activations [n, d_sae] sparse.
+    pub(crate) fn refine(&self, x: &[f32], active: &SparseRows, refinement: &Refinement) -> SparseRows {
+        let sweep = |acts: SparseRows, &threshold: &f32| {
+            let lower = refinement.lower(threshold);
+            let (candidates, scores) = self.scores(x, &acts, &lower);
+            self.solve(x, &apply(&Rule::Above(lower), &candidates, &scores))
+        };
+        refinement.thresholds.iter().fold(self.solve(x, active), sweep)
+    }
+
+    /// Leave-one-out scores beyond their bounds, and what the gate leaves of them. Shapes: lower [d_sae].
+    pub(crate) fn scores(&self, x: &[f32], acts: &SparseRows, lower: &[f32]) -> (SparseRows, Vec<f32>) {
+        let mut residual = decode_rows(acts, self.w_dec, &vec![0.0; self.d_model], acts.n_cols);
+        residual.par_iter_mut().zip(x).for_each(|(r, x)| *r = x - *r);
+        let input = EncoderInput {
+            x_centered: &residual,
+            w_enc: self.w_dec,
+            b_enc: self.zeros,
+            d_model: self.d_model,
+            packed: self.packed,
+        };
+        let found = collect(input, Bounds { tokens: TokenBounds::All(0.0), shift: Some(lower), top: None });
+        let blocks: Vec<SparseRows> = (0..x.len() / self.d_model)
+            .collect::<Vec<_>>()
+            .par_chunks(BLOCK_ROWS)
+            .map(|rows| {
+                let mut merged = SparseRows::new(acts.n_cols);
+                for &t in rows {
+                    merged.push_row(merge(&input, t, acts.row(t), found.row(t), lower));
+                }
+                merged
+            })
+            .collect();
+        let candidates = SparseRows::concatenated(acts.n_cols, blocks.iter());
+        let scores = match self.gate {
+            Some(gate) => gated_scores(&candidates, acts, gate),
+            None => candidates.vals.clone(),
+        };
+        (candidates, scores)
+    }
+
+    /// Magnitudes by least squares, token by token; those that would be negative are left out.
+    pub(crate) fn solve(&self, x: &[f32], active: &SparseRows) -> SparseRows {
+        let n_rows = active.n_rows();
+        let blocks: Vec<SparseRows> = (0..n_rows.div_ceil(BLOCK_ROWS))
+            .into_par_iter()
+            .map(|block| solve_block(self, x, active, block * BLOCK_ROWS))
+            .collect();
+        SparseRows::concatenated(active.n_cols, blocks.iter())
+    }
+}
+
+/// A token's scores: of what is active, its part of the residual and its own magnitude; of the others, what was found.
+fn merge(
+    input: &EncoderInput,
+    t: usize,
+    (active, acts): (&[u32], &[f32]),
+    (found, scores): (&[u32], &[f32]),
+    lower: &[f32],
+) -> Vec<(u32, f32)> {
+    let of_active = |(&j, &act): (&u32, &f32)| (j, input.pre_act(t, j as usize) + act);
+    let mut all: Vec<(u32, f32)> = active.iter().zip(acts).map(of_active).collect();
+    all.retain(|&(j, score)| score > lower[j as usize]);
+    let is_new = |(j, _): &(u32, f32)| active.binary_search(j).is_err();
+    all.extend(found.iter().copied().zip(scores.iter().copied()).filter(is_new));
+    all.sort_unstable_by_key(|&(j, _)| j);
+    all
+}
+
+vectorised! {
+    fn solve_block(refiner: &Refiner, x: &[f32], active: &SparseRows, first: usize) -> SparseRows {
+        let d_model = refiner.d_model;
+        let mut acts = SparseRows::new(active.n_cols);
+        let (mut gram, mut right) = (Vec::new(), Vec::new());
+        for t in first..(first + BLOCK_ROWS).min(active.n_rows()) {
+            let idx = active.row(t).0;
+            let row = |j: u32| &refiner.w_dec[j as usize * d_model..(j as usize + 1) * d_model];
+            let (n, x) = (idx.len(), &x[t * d_model..(t + 1) * d_model]);
+            gram.clear();
+            gram.resize(n * n, 0.0);
+            right.clear();
+            for (a, &j) in idx.iter().enumerate() {
+                right.push(dot(x, row(j)));
+                for (b, &i) in idx[..a].iter().enumerate() {
+                    let product = dot(row(j), row(i));
+                    (gram[a * n + b], gram[b * n + a]) = (product, product);
+                }
+                gram[a * n + a] = dot(row(j), row(j)) + RIDGE;
+            }
+            let solution = conjugate_gradients(&gram, &right);
+            acts.push_row(idx.iter().copied().zip(solution).filter(|&(_, act)| act > 0.0));
+        }
+        acts
+    }
+}
+
+/// Solves gram · z = right for a symmetric positive definite matrix. Shapes: gram [n, n], right [n] → [n].
+/// Source: Hestenes & Stiefel 1952.
+#[inline(always)]
+fn conjugate_gradients(gram: &[f32], right: &[f32]) -> Vec<f32> {
+    let n = right.len();
+    let inner = |a: &[f32], b: &[f32]| f64::from(dot(a, b));
+    let mut z = vec![0f32; n];
+    let (mut residual, mut direction) = (right.to_vec(), right.to_vec());
+    let mut square = inner(right, right);
+    let least = TOLERANCE * TOLERANCE * square;
+    for _ in 0..MOST_STEPS {
+        if square <= least {
+            break;
+        }
+        let moved: Vec<f32> = gram.chunks_exact(n).map(|row| dot(row, &direction)).collect();
+        let step = (square / inner(&direction, &moved)) as f32;
+        z.iter_mut().zip(&direction).for_each(|(z, d)| *z += step * d);
+        residual.iter_mut().zip(&moved).for_each(|(r, m)| *r -= step * m);
+        let next = inner(&residual, &residual);
+        let turn = (next / square) as f32;
+        direction.iter_mut().zip(&residual).for_each(|(d, r)| *d = r + turn * *d);
+        square = next;
+    }
+    z
+}
+
+#[cfg(test)]
+#[path = "refine/tests.rs"]
+mod tests;
