@@ -16,9 +16,9 @@ fn table<R: Row>(run: &Run, path: &str) -> Vec<R> {
 fn every_artifact_is_there_and_opens() {
     let run = Run::finished();
     let pipeline = config::load(&run.config).unwrap();
-    let planted = pipeline.source.synthetic.unwrap();
+    let planted = pipeline.source.synthetic.unwrap().recipe();
 
-    for (split, n_rows) in [("train", planted.n_train), ("heldout", planted.n_heldout)] {
+    for (split, n_rows) in [("train", planted.n_train.unwrap()), ("heldout", planted.n_heldout)] {
         let parts: Vec<_> = pipeline_tests::files_below(&run.folder.join("harvest").join(split));
         let activations = Activations::read(&parts).unwrap();
         assert_eq!(activations.n_rows() as u64, n_rows, "{split}");
@@ -50,7 +50,7 @@ fn every_artifact_is_there_and_opens() {
 }
 
 fn planted_features(run: &Run) -> usize {
-    config::load(&run.config).unwrap().source.synthetic.unwrap().n_features()
+    config::load(&run.config).unwrap().source.synthetic.unwrap().recipe().n_features
 }
 
 #[test]

@@ -42,6 +42,8 @@ pub(crate) struct Dataset {
     train: Parts,
     heldout: Parts,
     stats: Stats,
+    /// Training rows are only sampled: a later stage makes its own.
+    is_sampled: bool,
 }
 
 #[derive(Default)]
@@ -60,6 +62,7 @@ impl Dataset {
             train: Parts::default(),
             heldout: Parts::default(),
             stats: Stats::new(d_model),
+            is_sampled: false,
         }
     }
 
@@ -114,6 +117,13 @@ impl Dataset {
         Ok(())
     }
 
+    /// Adds training rows to the statistics that are not written, the train split having none. Shapes: x [n, d_model],
+    /// row-major.
+    pub(crate) fn sample(&mut self, x: &[f32]) {
+        self.is_sampled = true;
+        self.stats.add(x);
+    }
+
     /// The statistics are those of the values on disk.
     fn as_stored(&self, values: &mut [f32]) {
         if self.dtype == ActivationDtype::F16 {
@@ -129,14 +139,14 @@ impl Dataset {
         self.heldout.close(task)?;
         for (split, parts) in [(Split::Train, &self.train), (Split::Heldout, &self.heldout)] {
             ensure!(
-                parts.n_rows > 0,
+                parts.n_rows > 0 || (self.is_sampled && split == Split::Train),
                 "the {} split is empty: the source has too few documents for harvest.heldout_fraction; give it more",
                 split.name()
             );
         }
         let (n_outliers, share) = self.stats.outliers();
         if n_outliers > 0 {
-            let n_train = self.train.n_rows;
+            let n_train = self.stats.n_rows();
             let share = 100.0 * share;
             log.line(format!(
                 "{n_outliers} of {n_train} training rows have norms above ten times the median: {share:.2} % of Σ‖x‖²"
@@ -144,7 +154,7 @@ impl Dataset {
         }
         let mut stats = json!({
             "d_model": self.d_model,
-            "n_train": self.train.n_rows,
+            "n_train": (!self.is_sampled).then_some(self.train.n_rows),
             "n_heldout": self.heldout.n_rows,
         });
         for part in [self.stats.finish()?, about] {

@@ -19,6 +19,10 @@ impl Stats {
         Self { n: 0, sum: vec![0.0; d_model], sum_of_norms: 0.0, norms: Vec::new() }
     }
 
+    pub(crate) fn n_rows(&self) -> u64 {
+        self.n
+    }
+
     /// x: [n, d_model], row-major.
     pub(crate) fn add(&mut self, x: &[f32]) {
         for row in x.chunks_exact(self.sum.len()) {

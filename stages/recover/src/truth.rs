@@ -249,6 +249,12 @@ pub(crate) mod tests {
             parent,
             firing_rate: 0.1,
             mean_magnitude: 1.0,
+            p_draw: 0.1,
+            magnitude_mean: 1.0,
+            magnitude_std: 0.0,
+            children_exclude: false,
+            children_scale: false,
+            factor: vec![],
             direction: vec![1.0, 0.0],
         };
         assert!(Truth::of_features(&[feature(0, None), feature(1, Some(0))], 2).is_ok());

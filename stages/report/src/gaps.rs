@@ -202,7 +202,8 @@ pub(crate) fn source_in_words(source: &Source) -> String {
         }
         Source { model: Some(model), .. } => model.name.clone(),
         Source { synthetic: Some(synthetic), .. } => {
-            format!("{} planted features in {} dimensions", synthetic.n_features(), synthetic.d_model)
+            let recipe = synthetic.recipe();
+            format!("{} planted features in {} dimensions", recipe.n_features, recipe.d_model)
         }
         Source { activations: Some(activations), .. } => format!("activations from {}", file_name(&activations.path)),
         _ => "no source".into(),

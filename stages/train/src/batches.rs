@@ -1,5 +1,5 @@
 //! Batches ahead of time: while the engine works on one, a thread assembles the next two, and another one reads the
-//! window that they will come from.
+//! window that they will come from. Where rows are drawn and not read, one thread has others draw them.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use artifact::tables::activations::Values;
 
-use crate::data::TrainingData;
+use crate::data::{Stored, TrainingData};
 use crate::order::{Order, Window};
 
 /// Batches that wait for the engine.
@@ -39,6 +39,10 @@ impl Wanted {
 }
 
 impl Batches {
+    fn new(ready: Receiver<Result<Vec<f32>>>) -> Self {
+        Self { ready, waited_first: Duration::ZERO, waited: Duration::ZERO, is_first: true }
+    }
+
     /// The normalised rows of the next step, [batch_size, d_model].
     ///
     /// Errors: a part cannot be read, which is named.
@@ -53,7 +57,17 @@ impl Batches {
 
 /// Calls `train` with the batches that are wanted. Epochs follow one another; batches run over their ends.
 pub(crate) fn with_batches<R>(data: &TrainingData, wanted: Wanted, train: impl FnOnce(&mut Batches) -> R) -> R {
-    let order = data.order(wanted.seed);
+    let stored = match data {
+        TrainingData::Stored(stored) => stored,
+        TrainingData::Fresh(fresh) => {
+            return thread::scope(|scope| {
+                let (send_batch, ready) = sync_channel(N_AHEAD);
+                scope.spawn(move || fresh.draw(&wanted, &send_batch));
+                train(&mut Batches::new(ready))
+            });
+        }
+    };
+    let order = stored.order(wanted.seed);
     thread::scope(|scope| {
         // The threads end when the channels to them close: when `train` is done, or after an error.
         let (send_batch, ready) = sync_channel(N_AHEAD);
@@ -61,10 +75,9 @@ pub(crate) fn with_batches<R>(data: &TrainingData, wanted: Wanted, train: impl F
         let (send_used, used) = channel();
         let positions = wanted.positions();
         let order = &order;
-        scope.spawn(move || read_windows(data, order, positions, &used, &send_window));
-        scope.spawn(move || assemble(data, &wanted, &windows, &send_used, &send_batch));
-        let mut batches = Batches { ready, waited_first: Duration::ZERO, waited: Duration::ZERO, is_first: true };
-        train(&mut batches)
+        scope.spawn(move || read_windows(stored, order, positions, &used, &send_window));
+        scope.spawn(move || assemble(stored, &wanted, &windows, &send_used, &send_batch));
+        train(&mut Batches::new(ready))
     })
 }
 
@@ -85,7 +98,7 @@ enum HeldValues<'a> {
 /// Hands on the windows of the positions wanted. No more than two are in memory: the one handed on last, and the one being
 /// read into what the one before has left.
 fn read_windows<'a>(
-    data: &'a TrainingData,
+    data: &'a Stored,
     order: &Order,
     positions: Range<u64>,
     used: &Receiver<Values>,
@@ -112,7 +125,7 @@ fn read_windows<'a>(
 
 /// Hands on the batches wanted.
 fn assemble(
-    data: &TrainingData,
+    data: &Stored,
     wanted: &Wanted,
     windows: &Receiver<Result<Held>>,
     used: &Sender<Values>,
@@ -129,7 +142,7 @@ fn assemble(
 }
 
 fn batch<'a>(
-    data: &TrainingData,
+    data: &Stored,
     batch_size: usize,
     step: u64,
     held: &mut Option<Held<'a>>,

@@ -6,6 +6,7 @@ use artifact::stage::Input;
 use artifact::tables::activations::{Parts, Values};
 use serde_json::Value;
 
+use crate::fresh::Fresh;
 use crate::order::{Order, Window};
 
 /// What is known of a harvest before its activations are read.
@@ -19,6 +20,8 @@ pub(crate) struct Harvested {
     pub(crate) hook: Option<String>,
     /// Of the whole train split, as training keeps it.
     n_bytes: u64,
+    /// There is no train split, but what it takes to draw rows without end.
+    pub(crate) is_endless: bool,
 }
 
 impl Harvested {
@@ -42,8 +45,9 @@ impl Harvested {
             .context("the manifest of harvest says no harvest.dtype; run `make again-harvest`")?;
         let parts = harvest.manifest.outputs.iter().filter(|output| output.path.starts_with("train/"));
         let n_rows: u64 = parts.filter_map(|part| part.rows).sum();
+        let is_endless = n_rows == 0 && harvest.has("truth.json");
         let n_bytes = n_rows * (mean.len() * dtype.bytes()) as u64;
-        Ok(Self { d_model: mean.len(), scale, mean, model: model.map(str::to_owned), hook, n_bytes })
+        Ok(Self { d_model: mean.len(), scale, mean, model: model.map(str::to_owned), hook, n_bytes, is_endless })
     }
 
     /// Whether the train split stays in memory; what is learnt then does not depend on `train.resident_mb`.
@@ -52,8 +56,49 @@ impl Harvested {
     }
 }
 
+/// The rows to train on.
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
+pub(crate) enum TrainingData {
+    Stored(Stored),
+    Fresh(Fresh),
+}
+
+impl TrainingData {
+    /// Errors: a part is damaged, half of `train.resident_mb` holds no row group, or there are no rows and nothing to draw
+    /// them from.
+    pub(crate) fn load(harvest: &Input, harvested: &Harvested, train: &Train) -> Result<Self> {
+        let data = if harvested.is_endless {
+            Self::Fresh(Fresh::load(harvest, harvested.scale)?)
+        } else {
+            Self::Stored(Stored::load(harvest, harvested, train)?)
+        };
+        ensure!(
+            data.d_model() == harvested.d_model,
+            "stats.json: `mean` is {} wide, but activations are {}",
+            harvested.d_model,
+            data.d_model()
+        );
+        Ok(data)
+    }
+
+    fn d_model(&self) -> usize {
+        match self {
+            Self::Stored(stored) => stored.d_model,
+            Self::Fresh(fresh) => fresh.d_model(),
+        }
+    }
+
+    /// Rows to set thresholds on, as stored: the first of training, or others like them.
+    pub(crate) fn sample(&self, seed: u64, n_rows: usize) -> Result<Vec<f32>> {
+        match self {
+            Self::Stored(stored) => stored.sample(seed, n_rows),
+            Self::Fresh(fresh) => Ok(fresh.sample(seed, n_rows)),
+        }
+    }
+}
+
 /// The rows of the train split.
-pub(crate) struct TrainingData {
+pub(crate) struct Stored {
     pub(crate) d_model: usize,
     pub(crate) scale: f32,
     pub(crate) parts: Parts,
@@ -63,19 +108,13 @@ pub(crate) struct TrainingData {
     groups_per_window: Option<usize>,
 }
 
-impl TrainingData {
+impl Stored {
     /// Reads the whole train split, or as much as it takes to read it window by window.
     ///
     /// Errors: a part is damaged, or half of `train.resident_mb` holds no row group.
-    pub(crate) fn load(harvest: &Input, harvested: &Harvested, train: &Train) -> Result<Self> {
+    fn load(harvest: &Input, harvested: &Harvested, train: &Train) -> Result<Self> {
         let paths = harvest.paths("train/").iter().map(|path| harvest.file(path)).collect::<Result<Vec<_>>>()?;
         let parts = Parts::open(&paths)?;
-        ensure!(
-            parts.d_model == harvested.d_model,
-            "stats.json: `mean` is {} wide, but activations are {}",
-            harvested.d_model,
-            parts.d_model
-        );
         let budget = (!harvested.fits(train)).then(|| budget(train));
         Self::new(parts, harvested.scale, budget)
     }
@@ -115,7 +154,7 @@ impl TrainingData {
     }
 
     /// The first rows of the first epoch's order, as stored.
-    pub(crate) fn sample(&self, seed: u64, n_rows: usize) -> Result<Vec<f32>> {
+    fn sample(&self, seed: u64, n_rows: usize) -> Result<Vec<f32>> {
         let n_rows = n_rows.min(self.parts.n_rows());
         let mut sample = Vec::with_capacity(n_rows * self.d_model);
         let order = self.order(seed);

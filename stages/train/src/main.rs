@@ -2,6 +2,7 @@
 
 mod batches;
 mod data;
+mod fresh;
 mod import;
 mod order;
 mod together;
@@ -23,7 +24,7 @@ const RECIPE: u32 = 6;
 /// What `Stage::device` calls a GPU.
 pub(crate) const GPU: &str = "cuda";
 
-/// SAEs on one pass over data that do not fit in memory.
+/// SAEs on one pass over data that do not fit in memory, or are drawn.
 const TOGETHER: usize = 8;
 
 fn main() -> ExitCode {
@@ -98,8 +99,9 @@ fn start_some<'a>(
     harvested: &Harvested,
 ) -> Result<Vec<(&'a Sae, Task)>> {
     let train = &stage.pipeline.train;
-    // Reading is what several share; what is in memory is read once anyway. A GPU's memory is for one.
-    let is_alone = harvested.fits(train) || stage.device == GPU;
+    // Reading and drawing is what several share; what is in memory is read once anyway. A GPU's memory is for one, but
+    // planted worlds are small and a GPU is faster than they are drawn.
+    let is_alone = !harvested.is_endless && (harvested.fits(train) || stage.device == GPU);
     let together = train.together.unwrap_or(if is_alone { 1 } else { TOGETHER });
     let mut started = Vec::new();
     while started.len() < together

@@ -6,13 +6,15 @@ mod load;
 mod sae;
 mod source;
 mod stages;
+mod synthetic;
 mod tree_sae;
 mod validate;
 
 pub use load::{json_schema, load};
 pub use sae::*;
-pub use source::{Activations, ModelSource, Source, Synthetic, Text, TextSource};
+pub use source::{Activations, ModelSource, Source, Text, TextSource};
 pub use stages::{ActivationDtype, GpuPrecision, Harvest, Probe, ProbeTask, Recover, Report, Splice, Train};
+pub use synthetic::{Preset, Probabilities, Recipe, Synthetic};
 pub use tree_sae::TreeSae;
 
 use schemars::JsonSchema;

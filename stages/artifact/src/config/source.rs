@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Synthetic;
+
 /// Exactly one of the three is given.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -53,33 +55,6 @@ pub enum TextSource {
     File,
 }
 
-/// A small planted two-level tree: parents that also fire alone, children that fire only under their parent, and
-/// features without a parent (science.md §7 and §8; the full published recipe is a later stage's work).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Synthetic {
-    pub d_model: usize,
-    pub n_parents: usize,
-    pub children_per_parent: usize,
-    /// Features with neither parent nor child; pairs of them are the independent pairs of the null.
-    pub n_lone: usize,
-    /// Firing probability of a parent.
-    pub p_parent: f64,
-    /// Probability of each child given that its parent fires; children of one parent exclude each other.
-    pub p_child_given_parent: f64,
-    /// Firing probability of a lone feature.
-    pub p_lone: f64,
-    /// Magnitude of an active feature: normal, cut at zero.
-    pub magnitude_mean: f64,
-    pub magnitude_std: f64,
-    /// Standard deviation of the isotropic Gaussian noise, per coordinate.
-    pub noise_std: f64,
-    pub n_train: u64,
-    pub n_heldout: u64,
-    /// Rows are grouped into documents of this length, so that bootstrap and shifts work as on text.
-    pub rows_per_doc: u64,
-}
-
 /// Bring your own: a folder of Parquet files with the columns `doc_id, pos, token_id, activation`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -102,32 +77,5 @@ impl Default for Text {
             n_tokens: 150_000,
             max_tokens_per_document: None,
         }
-    }
-}
-
-impl Default for Synthetic {
-    fn default() -> Self {
-        Self {
-            d_model: 64,
-            n_parents: 8,
-            children_per_parent: 3,
-            n_lone: 16,
-            p_parent: 0.12,
-            p_child_given_parent: 0.22,
-            p_lone: 0.05,
-            magnitude_mean: 4.0,
-            magnitude_std: 0.5,
-            noise_std: 0.05,
-            n_train: 200_000,
-            n_heldout: 50_000,
-            rows_per_doc: 64,
-        }
-    }
-}
-
-impl Synthetic {
-    /// All planted features: parents first, then children parent by parent, then lone ones.
-    pub fn n_features(&self) -> usize {
-        self.n_parents * (1 + self.children_per_parent) + self.n_lone
     }
 }

@@ -72,8 +72,8 @@ pub struct Train {
     /// is learnt then depends on this number.
     pub resident_mb: u64,
     /// SAEs of the same seed that train at once, on one pass over the data; all of them are in memory. It changes the
-    /// speed, not the result. Unset: 1 where the split is in memory, where sharing a pass saves little, 1 on a GPU, whose
-    /// memory is short, and otherwise 8.
+    /// speed, not the result. Unset: 8 where rows are drawn (`source.synthetic` without `n_train`); else 1 where the split
+    /// is in memory, where sharing a pass saves little, 1 on a GPU, whose memory is short, and otherwise 8.
     pub together: Option<usize>,
     /// On a GPU: what the operands of the encoder's product are rounded to. It decides which latents are active where two
     /// come close; sums, and the values of what is active, are f32 in any case. The CPU selects as f32 does, always.

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail, ensure};
 
 use super::{
-    Arch, AuxK, DecoderNorms, JumpRelu, L1Weighting, PAnneal, ParentSet, Pipeline, Sae, Select, Source, Synthetic,
-    TextSource,
+    Arch, AuxK, DecoderNorms, JumpRelu, L1Weighting, PAnneal, ParentSet, Pipeline, Probabilities, Sae, Select, Source,
+    Synthetic, TextSource,
 };
 
 impl Pipeline {
@@ -99,26 +99,68 @@ impl Source {
 
 impl Synthetic {
     fn validate(&self) -> Result<()> {
-        at_least("source.synthetic.d_model", self.d_model, 2)?;
-        at_least("source.synthetic.n_parents", self.n_parents, 1)?;
-        for (key, p) in
-            [("p_parent", self.p_parent), ("p_child_given_parent", self.p_child_given_parent), ("p_lone", self.p_lone)]
-        {
-            fraction(&format!("source.synthetic.{key}"), p)?;
+        let at = |key: &str| format!("source.synthetic.{key}");
+        for (is_loose, keys) in [
+            (true, [("p_max", self.p_max), ("p_min", self.p_min)].as_slice()),
+            (
+                false,
+                &[
+                    ("p_child", self.p_child),
+                    ("p_root_max", self.p_root_max),
+                    ("p_root_min", self.p_root_min),
+                    ("p_alone_max", self.p_alone_max),
+                    ("p_alone_min", self.p_alone_min),
+                ],
+            ),
+        ] {
+            for (key, _) in keys.iter().filter(|(_, value)| value.is_some() && self.loose == is_loose) {
+                bail!("{} has no meaning with loose: {}", at(key), self.loose);
+            }
         }
-        let all_children = self.p_child_given_parent * self.children_per_parent as f64;
         ensure!(
-            all_children <= 1.0,
-            "source.synthetic.p_child_given_parent = {} times {} children exceeds 1, and siblings exclude each other",
-            self.p_child_given_parent,
-            self.children_per_parent
+            self.compensate.is_none() || !self.loose,
+            "{} has no meaning with loose: true: p_child is what it says",
+            at("compensate")
         );
-        positive("source.synthetic.magnitude_mean", self.magnitude_mean)?;
-        not_negative("source.synthetic.magnitude_std", self.magnitude_std)?;
-        not_negative("source.synthetic.noise_std", self.noise_std)?;
-        ensure!(self.n_train >= 1, "source.synthetic.n_train = 0 must be at least 1");
-        ensure!(self.n_heldout >= 1, "source.synthetic.n_heldout = 0 must be at least 1");
-        ensure!(self.rows_per_doc >= 1, "source.synthetic.rows_per_doc = 0 must be at least 1");
+        let recipe = self.recipe();
+        at_least(&at("n_features"), recipe.n_features, 1)?;
+        at_least(&at("d_model"), recipe.d_model, 2)?;
+        at_least(&at("branching"), recipe.branching, 1)?;
+        ensure!(
+            recipe.n_in_trees().is_some_and(|n| n <= recipe.n_features),
+            "{} = {} is too few for {} trees of branching {} and depth {}",
+            at("n_features"),
+            recipe.n_features,
+            recipe.n_roots,
+            recipe.branching,
+            recipe.depth
+        );
+        fraction(&at("exclusive"), recipe.exclusive)?;
+        let range = |key: &str, (max, min): (f64, f64)| {
+            fraction(&at(&format!("{key}_max")), max)?;
+            fraction(&at(&format!("{key}_min")), min)?;
+            ensure!(min <= max, "{} = {min} exceeds {key}_max = {max}", at(&format!("{key}_min")));
+            Ok(())
+        };
+        match recipe.probabilities {
+            Probabilities::Tight { p, .. } => range("p", p)?,
+            Probabilities::Loose { p_child, p_root, p_alone } => {
+                fraction(&at("p_child"), p_child)?;
+                range("p_root", p_root)?;
+                range("p_alone", p_alone)?;
+            }
+        }
+        not_negative(&at("zipf_exponent"), recipe.zipf_exponent)?;
+        not_negative(&at("correlation_scale"), recipe.correlation_scale)?;
+        positive(&at("magnitude_first"), recipe.magnitude_first)?;
+        positive(&at("magnitude_last"), recipe.magnitude_last)?;
+        not_negative(&at("magnitude_std_mean"), recipe.magnitude_std_mean)?;
+        not_negative(&at("magnitude_std_std"), recipe.magnitude_std_std)?;
+        not_negative(&at("bias"), recipe.bias)?;
+        not_negative(&at("noise_std"), recipe.noise_std)?;
+        ensure!(recipe.n_train != Some(0), "{} = 0 must be at least 1, or unset for rows without end", at("n_train"));
+        ensure!(recipe.n_heldout >= 1, "{} = 0 must be at least 1", at("n_heldout"));
+        ensure!(recipe.rows_per_doc >= 1, "{} = 0 must be at least 1", at("rows_per_doc"));
         Ok(())
     }
 }

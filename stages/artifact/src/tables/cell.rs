@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use anyhow::{Result, anyhow, ensure};
 use arrow::array::{
-    Array, ArrayRef, Float32Array, Float64Array, ListArray, StringArray, UInt16Array, UInt32Array, UInt64Array,
+    Array, ArrayRef, BooleanArray, Float32Array, Float64Array, ListArray, StringArray, UInt16Array, UInt32Array,
+    UInt64Array,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field};
@@ -70,6 +71,19 @@ primitive_cell! {
     u64, UInt64Array, DataType::UInt64;
     f32, Float32Array, DataType::Float32;
     f64, Float64Array, DataType::Float64;
+}
+
+impl Cell for bool {
+    fn data_type() -> DataType {
+        DataType::Boolean
+    }
+    fn build(values: Vec<Self>) -> ArrayRef {
+        Arc::new(BooleanArray::from(values))
+    }
+    fn read(array: &dyn Array) -> Result<Vec<Self>> {
+        ensure!(array.null_count() == 0, "unexpected nulls");
+        Ok(downcast::<BooleanArray>(array)?.values().iter().collect())
+    }
 }
 
 impl Cell for String {

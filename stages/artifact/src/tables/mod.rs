@@ -41,14 +41,27 @@ rows! {
 }
 
 rows! {
-    /// `harvest/truth.parquet`: the planted features, for synthetic sources.
+    /// `harvest/truth.parquet`: the planted features, for synthetic sources. What is the same for all of them is in
+    /// `truth.json`. Together they are all that it takes to draw rows.
     pub struct TrueFeature {
         feature: u32,
         parent: Option<u32>,
-        /// Share of training rows in which it fires.
+        /// Share of rows in which it fires: of the training rows, or of a sample where training draws its own.
         firing_rate: f64,
-        /// Mean magnitude over the training rows in which it fires.
+        /// Mean magnitude over those of the same rows in which it fires.
         mean_magnitude: f64,
+        /// Probability with which it is drawn; of a feature with a parent, given that the parent is on, and before
+        /// siblings exclude each other.
+        p_draw: f32,
+        /// Of its magnitude as drawn: a normal number of this mean and standard deviation, cut at zero.
+        magnitude_mean: f32,
+        magnitude_std: f32,
+        /// Whether at most one of its children fires in a row.
+        children_exclude: bool,
+        /// Whether its children's magnitudes are multiplied by its own over `magnitude_mean`.
+        children_scale: bool,
+        /// Its row of the factor whose product with itself is the correlation of the Gaussians behind firing, [rank].
+        factor: Vec<f32>,
         /// Unit vector, [d_model].
         direction: Vec<f32>,
     }

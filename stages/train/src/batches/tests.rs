@@ -43,7 +43,7 @@ impl Split {
     }
 
     fn data(&self, budget: Option<u64>) -> TrainingData {
-        TrainingData::new(Parts::open(&self.paths).unwrap(), SCALE, budget).unwrap()
+        TrainingData::Stored(Stored::new(Parts::open(&self.paths).unwrap(), SCALE, budget).unwrap())
     }
 }
 
@@ -173,7 +173,7 @@ fn training_may_stop_before_the_last_batch() {
 fn a_budget_below_two_row_groups_is_refused_with_what_it_takes() {
     let split = Split::new();
     let open = || Parts::open(&split.paths).unwrap();
-    assert!(TrainingData::new(open(), SCALE, Some(2 * PART_BYTES)).is_ok());
-    let error = TrainingData::new(open(), SCALE, Some(2 * PART_BYTES - 1)).err().unwrap().to_string();
+    assert!(Stored::new(open(), SCALE, Some(2 * PART_BYTES)).is_ok());
+    let error = Stored::new(open(), SCALE, Some(2 * PART_BYTES - 1)).err().unwrap().to_string();
     assert!(error.contains("train.resident_mb = 0") && error.contains("set it to 1 or more"), "{error}");
 }
