@@ -262,10 +262,14 @@ mod tests {
     #[test]
     fn without_resamples_and_shifts_there_are_no_intervals_and_no_null() {
         let (gates, _) = planted::forest(2000, 6, 2, 8);
-        let (bare, full) = (measure(&ground(2000, 0, 0), &gates, &[(6, 0)]), measure(&ground(2000, 5, 5), &gates, &[(6, 0)]));
+        let (bare, full) =
+            (measure(&ground(2000, 0, 0), &gates, &[(6, 0)]), measure(&ground(2000, 5, 5), &gates, &[(6, 0)]));
         assert_eq!((bare[0].mi_interval, bare[0].mi_null_bits, bare[0].mi_null_high_bits), (None, None, None));
         assert!(full[0].mi_interval.is_some() && full[0].mi_null_bits.is_some());
-        assert_eq!((bare[0].counts, bare[0].mi_bits, bare[0].p_value), (full[0].counts, full[0].mi_bits, full[0].p_value));
+        assert_eq!(
+            (bare[0].counts, bare[0].mi_bits, bare[0].p_value),
+            (full[0].counts, full[0].mi_bits, full[0].p_value)
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::hedging::hedging;
 use crate::heldout::Heldout;
 use crate::matching::Matching;
 use crate::measure::Measure;
+use crate::oracle::Halves;
 use crate::reconstruction::{self, Encoded, encode};
 use crate::resampling::Resamples;
 use crate::rows::Tables;
@@ -139,9 +140,8 @@ impl Setting {
         let mut measures = hedging(truth, matching, sae.n_coarse, self.seed, fires);
         // A pursuit's steps have no thresholds.
         if sae.config.arch != Arch::MatchingPursuit {
-            let mut is_choosing = vec![false; firing.n_rows()];
-            self.choosing_rows.iter().for_each(|&row| is_choosing[row] = true);
-            measures.extend(oracle::of_thresholds(sae, &self.heldout, truth, matching, &is_choosing)?);
+            let halves = Halves::new(&self.choosing_rows, firing.n_rows());
+            measures.extend(oracle::of_thresholds(sae, &self.heldout, truth, matching, &halves)?);
         }
         Ok(measures)
     }

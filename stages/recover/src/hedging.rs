@@ -74,7 +74,8 @@ fn mixing(truth: &Truth, matching: &Matching, latent: usize, seed: u64) -> Mixin
         return Mixing::default();
     }
     let n_random = siblings.len().max(children.len());
-    let random = random_features(truth, &family, n_random, &mut random::stream(seed, "recover/hedging", 0, latent as u64));
+    let random =
+        random_features(truth, &family, n_random, &mut random::stream(seed, "recover/hedging", 0, latent as u64));
     let squares = |features: &[usize]| -> Vec<f64> {
         weights(truth, matching, latent, features).into_iter().map(|weight| weight * weight).collect()
     };

@@ -84,7 +84,8 @@ fn squared_errors(x: &[f32], x_hat: &[f32], d_model: usize) -> Vec<f64> {
 fn norm_ratios(x: &[f32], x_hat: &[f32], d_model: usize) -> Vec<Option<f64>> {
     let norm = |row: &[f32]| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
     let rows = x.par_chunks_exact(d_model).zip(x_hat.par_chunks_exact(d_model));
-    rows.map(|(x, x_hat)| Some(norm(x)).filter(|&length| length > MIN_NORM).map(|length| norm(x_hat) / length)).collect()
+    rows.map(|(x, x_hat)| Some(norm(x)).filter(|&length| length > MIN_NORM).map(|length| norm(x_hat) / length))
+        .collect()
 }
 
 /// FVU = Σ‖x − x̂‖² / Σ‖x − mean‖², both sums and the mean over the whole split, and EV = 1 − FVU; level `coarse` from

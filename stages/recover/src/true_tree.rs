@@ -262,7 +262,13 @@ mod tests {
         let on = |on: bool| f32::from(u8::from(on));
         let gates = |silent: std::ops::Range<usize>| -> Dense {
             (0..400)
-                .map(|row| vec![on(row < 300), on((100..300).contains(&row) && !silent.contains(&row)), on((200..300).contains(&row))])
+                .map(|row| {
+                    vec![
+                        on(row < 300),
+                        on((100..300).contains(&row) && !silent.contains(&row)),
+                        on((200..300).contains(&row)),
+                    ]
+                })
                 .collect()
         };
         let directions: Vec<f32> = (0..9).map(|i| on(i / 3 == i % 3)).collect();

@@ -44,12 +44,7 @@ impl Truth {
     }
 
     /// Shapes: directions [n_features, d_model], parent and firing_rate [n_features].
-    pub(crate) fn new(
-        directions: Vec<f32>,
-        parent: Vec<Option<usize>>,
-        firing_rate: Vec<f64>,
-        firing: Firing,
-    ) -> Self {
+    pub(crate) fn new(directions: Vec<f32>, parent: Vec<Option<usize>>, firing_rate: Vec<f64>, firing: Firing) -> Self {
         let mut children = vec![Vec::new(); parent.len()];
         for (child, parent) in parent.iter().enumerate() {
             parent.iter().for_each(|&parent| children[parent].push(child));
@@ -89,10 +84,7 @@ fn check_features(features: &[TrueFeature], d_model: usize) -> Result<()> {
     for (i, feature) in features.iter().enumerate() {
         ensure!(feature.feature as usize == i, "row {i} holds feature {}", feature.feature);
         ensure!(feature.direction.len() == d_model, "feature {i} is not {d_model} wide");
-        ensure!(
-            feature.parent.is_none_or(|parent| (parent as usize) < n),
-            "the parent of feature {i} is not there"
-        );
+        ensure!(feature.parent.is_none_or(|parent| (parent as usize) < n), "the parent of feature {i} is not there");
     }
     Ok(())
 }
