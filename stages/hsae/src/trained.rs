@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +13,7 @@ use artifact::tables::{TreeNode, read_rows};
 use crate::archs::{Dictionary, HardGate, Keep, Levels, Parts};
 use crate::export;
 use crate::kernels::screen::{PackedEncoder, Path};
-use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows};
+use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows, products};
 use crate::refine::{Refinement, Refiner};
 use crate::rows::centered;
 use crate::select::{Budget, Gate, Scope, gated_scores, select_batch};
@@ -229,6 +230,19 @@ impl TrainedSae {
             return dictionary.pursue(&x, self.config.k, &mut Vec::new()).acts(self.d_sae);
         }
         self.with_magnitudes(self.active(self.encoder(&x), mode))
+    }
+
+    /// Pre-activations of some latents, a row of x for each. A matching pursuit's are those of its first step.
+    /// Shapes: x [n, d_model] → [latents, n].
+    pub fn pre_acts(&self, x: &[f32], latents: Range<usize>) -> Vec<f32> {
+        let x = self.input(x);
+        let w_enc = &self.w_enc[latents.start * self.d_model..latents.end * self.d_model];
+        let mut pre_acts = products(w_enc, &x, self.d_model);
+        let n = x.len() / self.d_model;
+        for (pre_acts, bias) in pre_acts.chunks_exact_mut(n.max(1)).zip(&self.b_enc[latents]) {
+            pre_acts.iter_mut().for_each(|pre_act| *pre_act += bias);
+        }
+        pre_acts
     }
 
     /// The active latents and their pre-activations.

@@ -46,12 +46,13 @@ pub(crate) struct Measured {
     pub(crate) child: u32,
     pub(crate) counts: PairCounts,
     pub(crate) mi_bits: f64,
-    pub(crate) mi_interval: (f64, f64),
+    /// None without resamples.
+    pub(crate) mi_interval: Option<(f64, f64)>,
     /// In each circular shift.
     pub(crate) null_mi_bits: Vec<f64>,
-    /// Their mean and their 97.5 % quantile.
-    pub(crate) mi_null_bits: f64,
-    pub(crate) mi_null_high_bits: f64,
+    /// Their mean and their 97.5 % quantile; None without shifts.
+    pub(crate) mi_null_bits: Option<f64>,
+    pub(crate) mi_null_high_bits: Option<f64>,
     pub(crate) p_value: f64,
     /// Benjamini–Hochberg over all measured edges of one tree of one SAE in one mode.
     pub(crate) q_value: f64,
@@ -129,9 +130,9 @@ impl<'a> Measuring<'a> {
             child,
             counts,
             mi_bits: mi_bits(counts),
-            mi_interval: centred_interval(resampled.mi_bits.clone(), mi_bits(counts))?,
-            mi_null_bits: mean(null_mi_bits.iter().copied())?,
-            mi_null_high_bits: quantile(&sorted, 0.975)?,
+            mi_interval: centred_interval(resampled.mi_bits.clone(), mi_bits(counts)),
+            mi_null_bits: mean(null_mi_bits.iter().copied()),
+            mi_null_high_bits: quantile(&sorted, 0.975),
             null_mi_bits,
             p_value: p_value(counts),
             q_value: 1.0,
@@ -211,7 +212,7 @@ mod tests {
             check(information::p_parent_given_child(counts).unwrap(), p_given_c, 1e-12, what);
             assert_eq!(information::log_odds(counts) < 0.0, what == "absorbed", "{what}");
             assert_eq!(edge.q_value < 0.05, what != "absorbed", "{what}: {}", edge.q_value);
-            let (low, high) = edge.mi_interval;
+            let (low, high) = edge.mi_interval.unwrap();
             assert!(low <= edge.mi_bits && edge.mi_bits <= high, "{what}: {low} {high}");
         }
     }
@@ -225,15 +226,15 @@ mod tests {
         let edges = measure(&ground, &gates, &planted_edges);
         assert_eq!(edges.len(), 24);
         for edge in &edges {
-            assert!(edge.mi_interval.0 > edge.mi_null_high_bits && edge.q_value < 1e-6, "{edge:?}");
+            assert!(edge.mi_interval.unwrap().0 > edge.mi_null_high_bits.unwrap() && edge.q_value < 1e-6, "{edge:?}");
         }
         // Each lone latent, at 32.., with each planted parent.
         let independent: Vec<(u32, u32)> = (0..8).map(|i| (32 + i, (i + 3) % 8)).collect();
         let edges = measure(&ground, &gates, &independent);
-        let n_within = edges.iter().filter(|edge| edge.mi_bits <= edge.mi_null_high_bits).count();
+        let n_within = edges.iter().filter(|edge| Some(edge.mi_bits) <= edge.mi_null_high_bits).count();
         assert!(n_within >= 7, "{n_within} of 8");
         let mean_of = |of: fn(&Measured) -> f64| mean(edges.iter().map(of)).unwrap();
-        check(mean_of(|edge| edge.mi_bits), mean_of(|edge| edge.mi_null_bits), 3e-4, "null");
+        check(mean_of(|edge| edge.mi_bits), mean_of(|edge| edge.mi_null_bits.unwrap()), 3e-4, "null");
     }
 
     #[test]
@@ -247,7 +248,7 @@ mod tests {
         }
         let edge = &measure(&ground(8000, 50, 200), &gates, &[(5, 0)])[0];
         assert!(edge.q_value < 1e-6 && edge.mi_bits > 0.02, "{edge:?}");
-        assert!(edge.mi_bits <= edge.mi_null_high_bits, "{edge:?}");
+        assert!(Some(edge.mi_bits) <= edge.mi_null_high_bits, "{edge:?}");
     }
 
     #[test]
@@ -256,6 +257,19 @@ mod tests {
         gates.iter_mut().for_each(|row| row[2] = 0.0);
         let edges = measure(&ground(400, 10, 2), &gates, &[(0, 1), (2, 1), (3, 2)]);
         assert_eq!(edges.iter().map(|edge| (edge.child, edge.parent)).collect::<Vec<_>>(), [(0, 1)]);
+    }
+
+    #[test]
+    fn without_resamples_and_shifts_there_are_no_intervals_and_no_null() {
+        let (gates, _) = planted::forest(2000, 6, 2, 8);
+        let (bare, full) =
+            (measure(&ground(2000, 0, 0), &gates, &[(6, 0)]), measure(&ground(2000, 5, 5), &gates, &[(6, 0)]));
+        assert_eq!((bare[0].mi_interval, bare[0].mi_null_bits, bare[0].mi_null_high_bits), (None, None, None));
+        assert!(full[0].mi_interval.is_some() && full[0].mi_null_bits.is_some());
+        assert_eq!(
+            (bare[0].counts, bare[0].mi_bits, bare[0].p_value),
+            (full[0].counts, full[0].mi_bits, full[0].p_value)
+        );
     }
 
     #[test]

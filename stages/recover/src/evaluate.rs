@@ -1,252 +1,175 @@
-//! One SAE in one mode: everything this stage says of it.
+//! One SAE in all its modes: everything this stage says of it.
 
-use anyhow::Result;
-use artifact::config::Recover;
-use artifact::tables::{DensityBin, Edge, Latent, MeasuredTreeNode, Metric};
-use hsae::{Mode, TrainedSae};
-use serde_json::{Value, json};
+use anyhow::{Result, ensure};
+use artifact::config::{Arch, Recover};
+use hsae::{Mode, Threshold, TrainedSae, View};
 
-use crate::cosine::cosines;
 use crate::documents::Documents;
-use crate::edges::{Ground, Measured, Measuring};
+use crate::edges::{Ground, Measuring};
 use crate::firing::Firing;
+use crate::hedging::hedging;
 use crate::heldout::Heldout;
-use crate::information::{self, log_odds};
 use crate::matching::Matching;
 use crate::measure::Measure;
+use crate::oracle::Halves;
 use crate::reconstruction::{self, Encoded, encode};
 use crate::resampling::Resamples;
+use crate::rows::Tables;
 use crate::tree::{Rule, Tree, posthoc};
 use crate::truth::Truth;
-use crate::{controls, independence, summary, true_tree, truth};
+use crate::{controls, independence, oracle, true_tree, truth};
+
+/// What is said of an SAE once, since the gate and the thresholds have no part in it, stands in the rows of this mode.
+const ONCE: Mode = Mode { view: View::Flat, threshold: Threshold::Native };
 
 /// What is the same for all SAEs.
-pub(crate) struct Setting<'a> {
-    pub(crate) config: &'a Recover,
-    pub(crate) seed: u64,
-    pub(crate) heldout: &'a Heldout,
-    pub(crate) resamples: Resamples,
+pub(crate) struct Setting {
+    config: Recover,
+    seed: u64,
+    heldout: Heldout,
+    resamples: Resamples,
     /// Held-out rows of the half that chooses edges and of the half that measures them.
     choosing_rows: Vec<usize>,
     measuring_rows: Vec<usize>,
     measuring: Ground,
-    /// What was planted, and all documents with many shifts for its independent pairs.
-    truth: Option<(Truth, Ground)>,
+    planted: Option<Planted>,
 }
 
-/// Rows of every table, in the order in which they are written.
-#[derive(Default)]
-pub(crate) struct Tables {
-    pub(crate) metrics: Vec<Metric>,
-    pub(crate) edges: Vec<Edge>,
-    pub(crate) latents: Vec<Latent>,
-    pub(crate) trees: Vec<MeasuredTreeNode>,
-    pub(crate) density: Vec<DensityBin>,
-    pub(crate) summary: Vec<Value>,
+struct Planted {
+    truth: Truth,
+    /// All documents, with many shifts for pairs of independent features; None where there are to be no shifts.
+    ground: Option<Ground>,
 }
 
-impl<'a> Setting<'a> {
+impl Setting {
     /// Errors: the split has one document only.
-    pub(crate) fn new(config: &'a Recover, seed: u64, heldout: &'a Heldout, truth: Option<Truth>) -> Result<Self> {
+    pub(crate) fn new(config: &Recover, seed: u64, heldout: Heldout, truth: Option<Truth>) -> Result<Self> {
         let documents: &Documents = &heldout.documents;
         let [choosing, measuring] = documents.halves(seed)?;
         let (_, choosing_rows) = documents.subset(&choosing);
         let (measuring, measuring_rows) = documents.subset(&measuring);
+        let ground = (config.n_shifts > 0).then(|| independence::ground(documents, seed, config.n_shifts));
         Ok(Self {
-            config,
+            config: config.clone(),
             seed,
-            heldout,
             resamples: Resamples::draw(seed, "recover/bootstrap", documents.n_docs(), config.n_bootstrap),
             choosing_rows,
             measuring_rows,
             measuring: Ground::new(&measuring, seed, config.n_bootstrap, config.n_shifts),
-            truth: truth.map(|truth| (truth, independence::ground(documents, seed, config.n_shifts))),
+            planted: truth.map(|truth| Planted { truth, ground }),
+            heldout,
         })
     }
-}
 
-impl Tables {
+    /// Everything of an SAE, mode by mode.
+    ///
     /// Errors: the SAE does not fit the activations, or reconstructs to NaN.
-    pub(crate) fn add(&mut self, setting: &Setting, sae: &TrainedSae, mode: Mode) -> Result<()> {
-        anyhow::ensure!(
-            sae.d_model == setting.heldout.d_model,
+    pub(crate) fn measure(&self, sae: &TrainedSae, modes: &[Mode]) -> Result<Tables> {
+        ensure!(
+            sae.d_model == self.heldout.d_model,
             "train/{}: made for activations of width {}, those of harvest have {}; run `make again-train`",
             sae.config.name,
             sae.d_model,
-            setting.heldout.d_model
+            self.heldout.d_model
         );
-        let encoded = encode(sae, mode, setting.heldout)?;
-        let mut measures = of_reconstruction(setting, sae, &encoded);
-        let firing = Firing::new(encoded.acts);
-        self.add_latents(sae, mode, &firing);
-
-        let choosing = firing.select(&setting.choosing_rows);
-        let trees = trees_of(sae, &choosing, setting);
-        let measuring = Measuring::new(&setting.measuring, firing.select(&setting.measuring_rows));
-        for tree in &trees {
-            let edges = measuring.edges(tree, |child| choosing.n_firings(child) >= setting.config.min_firings);
-            self.add_tree(sae, mode, tree, trees[0].name, &edges);
+        let against = self.planted.as_ref().map(|Planted { truth, ground }| {
+            let matching = Matching::new(&sae.w_dec, &truth.directions, sae.d_model, self.config.match_cosine)?;
+            anyhow::Ok(Against { truth, matching, ground: ground.as_ref() })
+        });
+        let against = against.transpose()?;
+        let mut tables = Tables::default();
+        for &mode in modes {
+            self.add(&mut tables, sae, mode, against.as_ref())?;
         }
-        if let Some((truth, ground)) = &setting.truth {
-            let matching = Matching::new(&sae.w_dec, &truth.directions, sae.d_model, setting.config.match_cosine)?;
-            measures.extend(truth::of_features(truth, &matching, &firing, &sae.w_dec));
-            measures.extend(true_tree::absorption(truth, &matching, &firing));
+        Ok(tables)
+    }
+
+    fn add(&self, tables: &mut Tables, sae: &TrainedSae, mode: Mode, against: Option<&Against>) -> Result<()> {
+        let encoded = encode(sae, mode, &self.heldout)?;
+        let mut measures = self.of_reconstruction(sae, &encoded);
+        let firing = Firing::new(encoded.acts);
+        tables.add_latents(sae, mode, &firing);
+
+        let choosing = firing.select(&self.choosing_rows);
+        let trees = self.trees_of(sae, &choosing);
+        let is_eligible = |child: usize| choosing.n_firings(child) >= self.config.min_firings;
+        let measuring = Measuring::new(&self.measuring, firing.select(&self.measuring_rows));
+        for tree in &trees {
+            let edges = measuring.edges(tree, is_eligible);
+            tables.add_tree(sae, mode, tree, trees[0].name, &edges);
+        }
+        if let Some(Against { truth, matching, ground }) = against {
+            measures.extend(truth::of_features(truth, matching, &firing, &sae.w_dec));
+            if mode == ONCE {
+                measures.extend(self.of_weights(sae, truth, matching, &firing)?);
+            }
+            measures.extend(true_tree::absorption(truth, matching, &firing));
             for (i, tree) in trees.iter().enumerate() {
                 // The first tree is the one that the controls belong to; its figures carry no name.
                 let suffix = if i == 0 { String::new() } else { format!("_{}", tree.name) };
-                measures.extend(true_tree::of_edges(tree, truth, &matching, &suffix));
+                measures.extend(true_tree::of_edges(tree, truth, matching, &suffix));
+                if tree.name == "own" {
+                    measures.extend(true_tree::of_eligible_edges(tree, truth, matching, is_eligible));
+                }
             }
-            measures.extend(independence::of_lone_pairs(&Measuring::new(ground, firing), truth, &matching));
+            if let Some(ground) = ground {
+                measures.extend(independence::of_lone_pairs(&Measuring::new(ground, firing), truth, matching));
+            }
         }
-        self.metrics.extend(measures.into_iter().map(|measure| metric_row(sae, mode, measure)));
+        tables.add_measures(sae, mode, measures);
         Ok(())
     }
 
-    fn add_latents(&mut self, sae: &TrainedSae, mode: Mode, firing: &Firing) {
-        let n_rows = firing.n_rows();
-        let n_firings: Vec<u64> = (0..firing.n_latents()).map(|latent| firing.n_firings(latent)).collect();
-        let whose = DensityBin {
-            sae: sae.config.name.clone(),
-            seed: sae.seed,
-            view: mode.view.to_string(),
-            threshold: mode.threshold.to_string(),
-            level: String::new(),
-            log10_low: 0.0,
-            log10_high: 0.0,
-            n_latents: 0,
-        };
-        self.density.extend(reconstruction::density(&n_firings, n_rows, sae.n_coarse, &whose));
-        self.latents.extend(n_firings.into_iter().enumerate().map(|(latent, n_firings)| {
-            let magnitudes = firing.latent(latent).1;
-            let sum: f64 = magnitudes.iter().map(|&magnitude| f64::from(magnitude)).sum();
-            Latent {
-                sae: sae.config.name.clone(),
-                seed: sae.seed,
-                view: mode.view.to_string(),
-                threshold: mode.threshold.to_string(),
-                latent: latent as u32,
-                level: level_of(sae, latent).into(),
-                n_firings,
-                firing_rate: n_firings as f64 / n_rows as f64,
-                // Over the rows in which it fires; 0 for a dead one.
-                mean_activation: sum / (n_firings.max(1)) as f64,
-                max_activation: magnitudes.iter().fold(0.0, |most, &magnitude| most.max(f64::from(magnitude))),
-            }
-        }));
+    fn of_reconstruction(&self, sae: &TrainedSae, encoded: &Encoded) -> Vec<Measure> {
+        let mut measures = reconstruction::explained(encoded, &self.heldout, &self.resamples);
+        measures.extend(reconstruction::l0(&encoded.acts, sae.n_coarse, &self.heldout, &self.resamples));
+        measures.extend(reconstruction::dead(&encoded.acts.firings(), sae.n_coarse));
+        measures.extend(reconstruction::norm_ratio(encoded, &self.resamples));
+        measures
     }
 
-    fn add_tree(&mut self, sae: &TrainedSae, mode: Mode, tree: &Tree, base: &str, edges: &[Measured]) {
-        let mut summary = summary::of_edges(tree.edges().len(), edges);
-        let mut whose = json!({
-            "sae": sae.config.name,
-            "seed": sae.seed,
-            "view": mode.view.to_string(),
-            "threshold": mode.threshold.to_string(),
-            "tree": tree.name,
-            // Whose children the controls share.
-            "base": base,
-        });
-        if let Some(whose) = whose.as_object_mut() {
-            whose.append(&mut summary);
+    /// What does not depend on the mode, but for which latents are dead.
+    fn of_weights(
+        &self,
+        sae: &TrainedSae,
+        truth: &Truth,
+        matching: &Matching,
+        firing: &Firing,
+    ) -> Result<Vec<Measure>> {
+        let fires = |latent: usize| firing.n_firings(latent) > 0;
+        let mut measures = hedging(truth, matching, sae.n_coarse, self.seed, fires);
+        // A pursuit's steps have no thresholds.
+        if sae.config.arch != Arch::MatchingPursuit {
+            let halves = Halves::new(&self.choosing_rows, firing.n_rows());
+            measures.extend(oracle::of_thresholds(sae, &self.heldout, truth, matching, &halves)?);
         }
-        self.summary.push(whose);
-        self.edges.extend(edges.iter().map(|edge| edge_row(sae, mode, tree.name, edge)));
-        self.trees.extend(tree.parent.iter().enumerate().map(|(latent, choice)| MeasuredTreeNode {
-            sae: sae.config.name.clone(),
-            seed: sae.seed,
-            view: mode.view.to_string(),
-            threshold: mode.threshold.to_string(),
-            tree: tree.name.into(),
-            latent: latent as u32,
-            level: level_of(sae, latent).into(),
-            parent: choice.map(|choice| choice.parent),
-            weight: choice.map(|choice| choice.mi_bits),
-            runner_up: choice.and_then(|choice| choice.runner_up).map(|(latent, _)| latent),
-            margin: choice.and_then(|choice| choice.runner_up).map(|(_, margin)| margin),
-        }));
+        Ok(measures)
+    }
+
+    /// The SAE's own tree if it has one, the one found afterwards, and the controls of the first of these.
+    fn trees_of(&self, sae: &TrainedSae, choosing: &Firing) -> Vec<Tree> {
+        let own = sae.parent.iter().enumerate();
+        let own: Vec<(u32, u32)> = own.filter_map(|(child, parent)| Some((child as u32, (*parent)?))).collect();
+        let rule = Rule { min_excess: self.config.min_excess, min_firings: self.config.min_firings };
+        let mut trees = Vec::new();
+        if !own.is_empty() {
+            trees.push(Tree::from_edges("own", &own, choosing));
+        }
+        trees.push(posthoc(choosing, rule));
+        let base = &trees[0];
+        let controls = [
+            controls::rate_matched(base, choosing, self.seed),
+            controls::cosine(base, choosing, &sae.w_dec, sae.d_model),
+            controls::permuted(base, choosing, self.seed),
+        ];
+        trees.extend(controls);
+        trees
     }
 }
 
-fn of_reconstruction(setting: &Setting, sae: &TrainedSae, encoded: &Encoded) -> Vec<Measure> {
-    let Setting { heldout, resamples, .. } = setting;
-    let mut measures = reconstruction::explained(encoded, heldout, resamples);
-    measures.extend(reconstruction::l0(&encoded.acts, sae.n_coarse, heldout, resamples));
-    measures.extend(reconstruction::dead(&encoded.acts.firings(), sae.n_coarse));
-    measures
-}
-
-/// The SAE's own tree if it has one, the one found afterwards, and the controls of the first of these.
-fn trees_of(sae: &TrainedSae, choosing: &Firing, setting: &Setting) -> Vec<Tree> {
-    let own = sae.parent.iter().enumerate();
-    let own: Vec<(u32, u32)> = own.filter_map(|(child, parent)| Some((child as u32, (*parent)?))).collect();
-    let rule = Rule { min_excess: setting.config.min_excess, min_firings: setting.config.min_firings };
-    let mut trees = Vec::new();
-    if !own.is_empty() {
-        trees.push(Tree::from_edges("own", &own, choosing));
-    }
-    trees.push(posthoc(choosing, rule));
-    let base = &trees[0];
-    let controls = [
-        controls::rate_matched(base, choosing, setting.seed),
-        controls::cosine(base, choosing, &sae.w_dec, sae.d_model),
-        controls::permuted(base, choosing, setting.seed),
-    ];
-    trees.extend(controls);
-    trees
-}
-
-fn level_of(sae: &TrainedSae, latent: usize) -> &'static str {
-    match sae.n_coarse {
-        0 => "flat",
-        n_coarse if latent < n_coarse => "coarse",
-        _ => "fine",
-    }
-}
-
-fn metric_row(sae: &TrainedSae, mode: Mode, measure: Measure) -> Metric {
-    let (ci_low, ci_high) = measure.interval.unzip();
-    Metric {
-        sae: sae.config.name.clone(),
-        seed: sae.seed,
-        view: mode.view.to_string(),
-        threshold: mode.threshold.to_string(),
-        metric: measure.metric,
-        level: measure.level.into(),
-        value: measure.value,
-        ci_low,
-        ci_high,
-    }
-}
-
-fn edge_row(sae: &TrainedSae, mode: Mode, tree: &str, edge: &Measured) -> Edge {
-    let Measured { parent, child, counts, .. } = *edge;
-    let row = |latent: u32| &sae.w_dec[latent as usize * sae.d_model..(latent as usize + 1) * sae.d_model];
-    Edge {
-        sae: sae.config.name.clone(),
-        seed: sae.seed,
-        view: mode.view.to_string(),
-        threshold: mode.threshold.to_string(),
-        tree: tree.into(),
-        parent,
-        child,
-        n11: counts.n11,
-        n_parent: counts.n_parent,
-        n_child: counts.n_child,
-        n: counts.n,
-        mi_bits: edge.mi_bits,
-        mi_ci_low: edge.mi_interval.0,
-        mi_ci_high: edge.mi_interval.1,
-        mi_over_h_child: information::mi_over_h_child(counts),
-        mi_over_nested: information::mi_over_nested(counts),
-        // Both ends of a measured edge fire.
-        p_parent_given_child: information::p_parent_given_child(counts).unwrap_or(0.0),
-        p_child_given_parent: information::p_child_given_parent(counts).unwrap_or(0.0),
-        log_odds: log_odds(counts),
-        decoder_cosine: f64::from(cosines(row(child), row(parent), sae.d_model)[0]),
-        mi_null_bits: edge.mi_null_bits,
-        mi_null_high_bits: edge.mi_null_high_bits,
-        p_value: edge.p_value,
-        q_value: edge.q_value,
-        mi_magnitude_bits: edge.mi_magnitude_bits,
-    }
+/// An SAE's decoder beside what was planted.
+struct Against<'a> {
+    truth: &'a Truth,
+    matching: Matching,
+    ground: Option<&'a Ground>,
 }

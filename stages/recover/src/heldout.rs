@@ -11,9 +11,13 @@ use crate::documents::Documents;
 /// Rows given out at once.
 const N_ROWS_AT_ONCE: usize = 2048;
 
+/// A split whose parts are no larger than this in all, bytes on disk, is kept in memory, where its activations take about
+/// as much: every SAE reads them once for each mode, and once more for each block of latents.
+const MAX_KEPT: u64 = 1 << 30;
+
 pub(crate) struct Heldout {
     parts: Vec<PathBuf>,
-    /// A split of one part is kept; a larger one is read part by part, each time.
+    /// A split of one part or of no more than [`MAX_KEPT`] is kept; a larger one is read part by part, each time.
     kept: Option<Activations>,
     pub(crate) d_model: usize,
     pub(crate) documents: Documents,
@@ -34,7 +38,13 @@ impl Heldout {
     }
 
     pub(crate) fn of_parts(parts: Vec<PathBuf>) -> Result<Self> {
-        let kept = if parts.len() == 1 { Some(Activations::read(&parts)?) } else { None };
+        Self::of_parts_up_to(parts, MAX_KEPT)
+    }
+
+    fn of_parts_up_to(parts: Vec<PathBuf>, max_kept: u64) -> Result<Self> {
+        let sizes = parts.iter().map(|part| Ok(std::fs::metadata(part)?.len())).collect::<Result<Vec<u64>>>()?;
+        let is_small = !parts.is_empty() && sizes.iter().sum::<u64>() <= max_kept;
+        let kept = if is_small || parts.len() == 1 { Some(Activations::read(&parts)?) } else { None };
         let nothing = Documents::new(&[0])?;
         let (places, variation) = Default::default();
         let mut heldout = Self { parts, kept, d_model: 0, documents: nothing, places, variation };
@@ -126,9 +136,14 @@ mod tests {
             path
         };
         let one = Heldout::of_parts(vec![write("a", 0..n)]).unwrap();
-        let three = Heldout::of_parts(vec![write("b", 0..2100), write("c", 2100..2101), write("d", 2101..n)]).unwrap();
-        assert_eq!(one.places, three.places);
-        assert_eq!(one.variation, three.variation);
+        let parts = vec![write("b", 0..2100), write("c", 2100..2101), write("d", 2101..n)];
+        let three = Heldout::of_parts_up_to(parts.clone(), 0).unwrap();
+        let kept = Heldout::of_parts(parts).unwrap();
+        assert!(kept.kept.is_some() && three.kept.is_none());
+        for several in [&three, &kept] {
+            assert_eq!(one.places, several.places);
+            assert_eq!(one.variation, several.variation);
+        }
         let mut rows = Vec::new();
         three
             .for_each_chunk(|first_row, chunk| {

@@ -25,7 +25,7 @@ pub(crate) fn of_lone_pairs(measuring: &Measuring, truth: &Truth, matching: &Mat
     let pairs = (1..n).flat_map(|apart| (0..n - apart).map(move |i| (i, i + apart)));
     let pairs: Vec<(u32, u32)> = pairs.take(MAX_PAIRS).map(|(i, j)| (latents[i], latents[j])).collect();
     let measured = measuring.pairs(&pairs);
-    let n_within = measured.iter().filter(|pair| pair.mi_bits <= pair.mi_null_high_bits).count();
+    let n_within = measured.iter().filter(|pair| Some(pair.mi_bits) <= pair.mi_null_high_bits).count();
     let n_shifts = measured.first().map_or(0, |pair| pair.null_mi_bits.len());
     let of_shift = |shift: usize| mean(measured.iter().map(|pair| pair.null_mi_bits[shift]));
     let null = interval((0..n_shifts).filter_map(of_shift).collect());
@@ -33,7 +33,7 @@ pub(crate) fn of_lone_pairs(measuring: &Measuring, truth: &Truth, matching: &Mat
         ("independent_pairs_within_null", share(n_within, measured.len()), None),
         ("independent_pairs_n", Some(measured.len() as f64), None),
         ("independent_pairs_mi_bits", mean(measured.iter().map(|pair| pair.mi_bits)), None),
-        ("independent_pairs_null_bits", mean(measured.iter().map(|pair| pair.mi_null_bits)), null),
+        ("independent_pairs_null_bits", mean(measured.iter().filter_map(|pair| pair.mi_null_bits)), null),
     ];
     let measure =
         |(metric, value, interval): (&str, Option<f64>, _)| Some(Measure::new(metric, value?).within(interval));

@@ -1,6 +1,10 @@
 //! What the SAEs of a run have recovered, on the held-out split: reconstruction, planted features where there are any,
 //! and the edges of every tree (science.md §6 and §7).
+//!
+//! Each SAE is measured by a task of its own, under `recover/NAME`, so that another SAE in the run costs one SAE and a run
+//! that was stopped goes on where it was. The tables of all of them are then put together.
 
+mod assignment;
 mod controls;
 mod cosine;
 mod documents;
@@ -9,16 +13,19 @@ mod evaluate;
 mod firing;
 #[cfg(test)]
 mod golden;
+mod hedging;
 mod heldout;
 mod independence;
 mod information;
 mod magnitude;
 mod matching;
 mod measure;
+mod oracle;
 #[cfg(test)]
 mod planted;
 mod reconstruction;
 mod resampling;
+mod rows;
 mod significance;
 mod summary;
 #[cfg(test)]
@@ -27,20 +34,22 @@ mod tree;
 mod true_tree;
 mod truth;
 
+use std::cell::OnceCell;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use artifact::stage::{Input, Stage, Task, main_of};
-use artifact::tables::write_rows;
+use artifact::tables::{DensityBin, Edge, Latent, MeasuredTreeNode, Metric, Row, TableWriter, read_rows, write_rows};
 use hsae::TrainedSae;
 use serde_json::{Value, json};
 
-use evaluate::{Setting, Tables};
+use evaluate::Setting;
 use heldout::Heldout;
+use rows::Tables;
 use truth::Truth;
 
 /// Rises when this stage computes something else from the same inputs and configuration.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 fn main() -> ExitCode {
     main_of("recover", "Measures what SAEs have recovered: reconstruction, planted features, trees", run)
@@ -49,38 +58,40 @@ fn main() -> ExitCode {
 fn run(stage: &Stage) -> Result<()> {
     let harvest = stage.input("harvest")?;
     let train = stage.input("train")?;
-    let saes = sae_folders(&train)?.iter().map(|folder| stage.input(folder)).collect::<Result<Vec<_>>>()?;
-    let inputs: Vec<&Input> = [&harvest, &train].into_iter().chain(&saes).collect();
-    let config = json!({"recover": stage.pipeline.recover});
-    let Some(mut task) = stage.task("recover", RECIPE, config, &inputs)? else { return Ok(()) };
-
-    let heldout = Heldout::read(&harvest)?;
-    let truth = Truth::read(&harvest, &heldout)?;
-    let setting = Setting::new(&stage.pipeline.recover, stage.pipeline.seed, &heldout, truth)?;
-    let mut tables = Tables::default();
-    let mut progress = stage.log.progress(saes.len() as u64, "SAEs");
-    for (i, input) in saes.iter().enumerate() {
-        let sae = TrainedSae::load(input)?;
-        for mode in sae.modes() {
-            progress.set(i as u64, || format!("{} {} {}", sae.config.name, mode.view, mode.threshold));
-            tables.add(&setting, &sae, mode)?;
-        }
+    let names = sae_names(&train)?;
+    let setting = OnceCell::new();
+    let mut progress = stage.log.progress(names.len() as u64, "SAEs");
+    for (i, name) in names.iter().enumerate() {
+        progress.set(i as u64, || name.clone());
+        measure(stage, &harvest, name, &setting)?;
     }
-    progress.finish(saes.len() as u64);
-
-    publish(&mut task, &tables)?;
-    task.finish()?;
-    stage.log.line(format!("{} edges of {} SAEs measured", tables.edges.len(), saes.len()));
-    Ok(())
+    // Without a setting nothing was measured, and there is no speed to tell of.
+    setting.get().map(|_| progress.finish(names.len() as u64));
+    merge(stage, &harvest, &train, &names)
 }
 
-/// `train/NAME` of every SAE, in the order of the pipeline.
-fn sae_folders(train: &Input) -> Result<Vec<String>> {
-    let path = train.file("saes.json")?;
-    let text = std::fs::read_to_string(&path).with_context(|| format!("{}: cannot read", path.display()))?;
-    let saes: Vec<Value> = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    let folder = |sae: &Value| sae["folder"].as_str().map(str::to_owned);
-    saes.iter().map(|sae| folder(sae).with_context(|| format!("{}: an SAE has no `folder`", path.display()))).collect()
+/// `recover/NAME`: one SAE in all its modes. What all SAEs share is read when it is first needed.
+fn measure(stage: &Stage, harvest: &Input, name: &str, setting: &OnceCell<Setting>) -> Result<()> {
+    let input = stage.input(&format!("train/{name}"))?;
+    let config = json!({"recover": stage.pipeline.recover});
+    let Some(mut task) = stage.task(&format!("recover/{name}"), RECIPE, config, &[harvest, &input])? else {
+        return Ok(());
+    };
+    let setting = match setting.get() {
+        Some(setting) => setting,
+        None => {
+            let heldout = Heldout::read(harvest)?;
+            let truth = Truth::read(harvest, &heldout)?;
+            let new = Setting::new(&stage.pipeline.recover, stage.pipeline.seed, heldout, truth)?;
+            setting.get_or_init(|| new)
+        }
+    };
+    let sae = TrainedSae::load(&input)?;
+    let tables = setting.measure(&sae, &sae.modes())?;
+    publish(&mut task, &tables)?;
+    task.finish()?;
+    stage.log.line(format!("{name}: {} edges in {} modes measured", tables.edges.len(), sae.modes().len()));
+    Ok(())
 }
 
 fn publish(task: &mut Task, tables: &Tables) -> Result<()> {
@@ -90,4 +101,57 @@ fn publish(task: &mut Task, tables: &Tables) -> Result<()> {
     task.write("trees.parquet", |file| write_rows(file, &tables.trees))?;
     task.write("density.parquet", |file| write_rows(file, &tables.density))?;
     task.write_json("summary.json", &json!({"notes": summary::notes(), "trees": tables.summary}))
+}
+
+/// The tables of all SAEs, one after another in the order of the pipeline.
+fn merge(stage: &Stage, harvest: &Input, train: &Input, names: &[String]) -> Result<()> {
+    let parts = names.iter().map(|name| stage.input(&format!("recover/{name}")));
+    // Asked for the status, it may be that some are not there yet.
+    let parts: Vec<Input> = match stage.args.status {
+        true => parts.flatten().collect(),
+        false => parts.collect::<Result<_>>()?,
+    };
+    let inputs: Vec<&Input> = [harvest, train].into_iter().chain(&parts).collect();
+    let config = json!({"recover": stage.pipeline.recover});
+    let Some(mut task) = stage.task("recover", RECIPE, config, &inputs)? else { return Ok(()) };
+    append::<Metric>(&mut task, "recovery.parquet", &parts)?;
+    append::<Edge>(&mut task, "edges.parquet", &parts)?;
+    append::<Latent>(&mut task, "latents.parquet", &parts)?;
+    append::<MeasuredTreeNode>(&mut task, "trees.parquet", &parts)?;
+    append::<DensityBin>(&mut task, "density.parquet", &parts)?;
+    let mut trees = Vec::new();
+    for part in &parts {
+        let path = part.file("summary.json")?;
+        let mut summary = json_of(&path)?;
+        let of_part = summary["trees"].as_array_mut();
+        trees.append(of_part.with_context(|| format!("{}: has no list `trees`", path.display()))?);
+    }
+    task.write_json("summary.json", &json!({"notes": summary::notes(), "trees": trees}))?;
+    task.finish()?;
+    stage.log.line(format!("the tables of {} SAEs put together", parts.len()));
+    Ok(())
+}
+
+fn append<R: Row>(task: &mut Task, name: &str, parts: &[Input]) -> Result<()> {
+    task.write(name, |file| {
+        let mut table = TableWriter::<_, R>::new(file)?;
+        for part in parts {
+            table.write(&read_rows(&part.file(name)?)?)?;
+        }
+        table.finish()
+    })
+}
+
+/// The names of all SAEs, in the order of the pipeline.
+fn sae_names(train: &Input) -> Result<Vec<String>> {
+    let path = train.file("saes.json")?;
+    let saes = json_of(&path)?;
+    let saes = saes.as_array().with_context(|| format!("{}: is no list", path.display()))?;
+    let name = |sae: &Value| sae["name"].as_str().map(str::to_owned);
+    saes.iter().map(|sae| name(sae).with_context(|| format!("{}: an SAE has no `name`", path.display()))).collect()
+}
+
+fn json_of(path: &std::path::Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
 }

@@ -14,6 +14,9 @@ const LOG10_LOWEST: f64 = -6.0;
 const BINS_PER_DECADE: usize = 4;
 const N_BINS: usize = 6 * BINS_PER_DECADE;
 
+/// Rows no longer than this have no ratio of norms.
+const MIN_NORM: f64 = 1e-6;
+
 /// The held-out split as an SAE sees it. Sums are per document, for the bootstrap.
 pub(crate) struct Encoded {
     pub(crate) acts: SparseRows,
@@ -21,6 +24,9 @@ pub(crate) struct Encoded {
     pub(crate) squared_error: Vec<f64>,
     /// The same with x̂ from the coarse latents alone; empty where there is no coarse level beside another.
     pub(crate) squared_error_coarse: Vec<f64>,
+    /// Σ‖x̂‖/‖x‖ over the rows that are not zero, and their number.
+    norm_ratio: Vec<f64>,
+    n_with_norm: Vec<f64>,
 }
 
 /// Encodes and decodes the whole split.
@@ -34,6 +40,8 @@ pub(crate) fn encode(sae: &TrainedSae, mode: Mode, heldout: &Heldout) -> Result<
         acts: SparseRows::new(sae.d_sae),
         squared_error: vec![0.0; n_docs],
         squared_error_coarse: if has_levels { vec![0.0; n_docs] } else { Vec::new() },
+        norm_ratio: vec![0.0; n_docs],
+        n_with_norm: vec![0.0; n_docs],
     };
     heldout.for_each_chunk(|first_row, x| {
         let acts = sae.encode(x, mode);
@@ -47,7 +55,13 @@ pub(crate) fn encode(sae: &TrainedSae, mode: Mode, heldout: &Heldout) -> Result<
             }
             Ok(())
         };
-        add_errors(&sae.decode(&acts), &mut encoded.squared_error)?;
+        let x_hat = sae.decode(&acts);
+        add_errors(&x_hat, &mut encoded.squared_error)?;
+        for (i, ratio) in norm_ratios(x, &x_hat, sae.d_model).into_iter().enumerate() {
+            let doc = of_rows[first_row + i] as usize;
+            encoded.norm_ratio[doc] += ratio.unwrap_or(0.0);
+            encoded.n_with_norm[doc] += f64::from(u8::from(ratio.is_some()));
+        }
         if has_levels {
             add_errors(&sae.decode_prefix(&acts, sae.n_coarse), &mut encoded.squared_error_coarse)?;
         }
@@ -64,6 +78,14 @@ fn squared_errors(x: &[f32], x_hat: &[f32], d_model: usize) -> Vec<f64> {
         x.iter().zip(x_hat).map(|(&x, &x_hat)| (f64::from(x) - f64::from(x_hat)).powi(2)).sum()
     };
     rows.map(error).collect()
+}
+
+/// ‖x̂‖/‖x‖ of each row, None where x is next to zero. Shapes: x, x_hat [n, d_model] → [n].
+fn norm_ratios(x: &[f32], x_hat: &[f32], d_model: usize) -> Vec<Option<f64>> {
+    let norm = |row: &[f32]| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let rows = x.par_chunks_exact(d_model).zip(x_hat.par_chunks_exact(d_model));
+    rows.map(|(x, x_hat)| Some(norm(x)).filter(|&length| length > MIN_NORM).map(|length| norm(x_hat) / length))
+        .collect()
 }
 
 /// FVU = Σ‖x − x̂‖² / Σ‖x − mean‖², both sums and the mean over the whole split, and EV = 1 − FVU; level `coarse` from
@@ -83,6 +105,14 @@ pub(crate) fn explained(encoded: &Encoded, heldout: &Heldout, resamples: &Resamp
         measures.extend(of("coarse", &encoded.squared_error_coarse));
     }
     measures
+}
+
+/// `norm_ratio`: the mean of ‖x̂‖/‖x‖ over rows, which the published benchmark calls shrinkage; ours is per latent. None
+/// where all rows are zero. Source: arXiv 2602.14687.
+pub(crate) fn norm_ratio(encoded: &Encoded, resamples: &Resamples) -> Option<Measure> {
+    let n: f64 = encoded.n_with_norm.iter().sum();
+    let interval = resamples.ratio_interval(&encoded.norm_ratio, &encoded.n_with_norm);
+    (n > 0.0).then(|| Measure::new("norm_ratio", encoded.norm_ratio.iter().sum::<f64>() / n).within(interval))
 }
 
 /// Levels of an SAE and their latents: all, and coarse and fine where it has both.

@@ -51,8 +51,8 @@ pub(crate) fn of_edges(n_edges: usize, edges: &[Measured]) -> Map<String, Value>
     let plain = [
         ("significant", share_of(|edge| edge.q_value < MAX_Q)),
         ("significant_positive", share_of(|edge| edge.q_value < MAX_Q && log_odds(edge.counts) > 0.0)),
-        ("above_null", share_of(|edge| edge.mi_bits > edge.mi_null_high_bits)),
-        ("mi_null_bits", mean(edges.iter().map(|edge| edge.mi_null_bits))),
+        ("above_null", share_above_null(edges)),
+        ("mi_null_bits", mean(edges.iter().filter_map(|edge| edge.mi_null_bits))),
         ("mi_magnitude_bits", mean(edges.iter().filter_map(|edge| edge.mi_magnitude_bits))),
     ];
     let mut summary = Map::new();
@@ -66,6 +66,12 @@ pub(crate) fn of_edges(n_edges: usize, edges: &[Measured]) -> Map<String, Value>
         summary.insert(name.into(), json!({"value": value}));
     }
     summary
+}
+
+/// Of the edges that have a null.
+fn share_above_null(edges: &[Measured]) -> Option<f64> {
+    let above = edges.iter().filter_map(|edge| Some(f64::from(u8::from(edge.mi_bits > edge.mi_null_high_bits?))));
+    mean(above)
 }
 
 /// The mean over edges in each resample, there over the edges that have a value.
@@ -89,10 +95,10 @@ mod tests {
             child: 1,
             counts,
             mi_bits: information::mi_bits(counts),
-            mi_interval: (0.0, 1.0),
+            mi_interval: Some((0.0, 1.0)),
             null_mi_bits: vec![0.0, 0.002],
-            mi_null_bits: 0.001,
-            mi_null_high_bits: 0.002,
+            mi_null_bits: Some(0.001),
+            mi_null_high_bits: Some(0.002),
             p_value: 0.01,
             q_value: if n11 == 0 { 0.2 } else { 0.01 },
             mi_magnitude_bits: None,

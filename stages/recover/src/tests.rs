@@ -8,9 +8,10 @@ use artifact::tables::activations::PartWriter;
 use hsae::{Mode, Rule, Rules, Threshold, TrainedSae, View};
 
 use crate::documents::Documents;
-use crate::evaluate::{Setting, Tables};
+use crate::evaluate::Setting;
 use crate::heldout::Heldout;
 use crate::planted;
+use crate::rows::Tables;
 use crate::truth::Truth;
 use crate::truth::tests::forest_truth;
 
@@ -68,12 +69,7 @@ fn tables_of(truth: Truth, gates: &planted::Dense, n_threads: usize, mode: Mode)
     let sae = perfect_sae(&truth);
     let config = Recover { n_bootstrap: 20, n_shifts: 10, ..Recover::default() };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
-    let mut tables = Tables::default();
-    pool.install(|| {
-        let setting = Setting::new(&config, 0, &heldout, Some(truth)).unwrap();
-        tables.add(&setting, &sae, mode).unwrap();
-    });
-    tables
+    pool.install(|| Setting::new(&config, 0, heldout, Some(truth)).unwrap().measure(&sae, &[mode]).unwrap())
 }
 
 fn value(tables: &Tables, metric: &str, level: &str) -> f64 {

@@ -1,9 +1,12 @@
 //! What was planted, for synthetic sources, and how well latents stand for it one by one (science.md §7).
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 use artifact::stage::Input;
 use artifact::tables::{TrueFeature, TrueFiring, read_rows};
 use hsae::SparseRows;
+use rayon::prelude::*;
 
 use crate::firing::Firing;
 use crate::heldout::Heldout;
@@ -14,9 +17,13 @@ pub(crate) struct Truth {
     /// [n_features, d_model], unit rows.
     pub(crate) directions: Vec<f32>,
     pub(crate) parent: Vec<Option<usize>>,
+    /// Ascending, [n_features].
+    pub(crate) children: Vec<Vec<usize>>,
     pub(crate) firing_rate: Vec<f64>,
     /// Over the held-out rows.
     pub(crate) firing: Firing,
+    /// Rows in which a feature is on and none of its children is, ascending. [n_features]
+    pub(crate) alone: Vec<Vec<u32>>,
 }
 
 impl Truth {
@@ -29,40 +36,69 @@ impl Truth {
         }
         let features: Vec<TrueFeature> = read_rows(&harvest.file("truth.parquet")?)?;
         let rows: Vec<TrueFiring> = read_rows(&harvest.file("firing.parquet")?)?;
-        let truth = Self::of_features(&features, heldout.d_model).context("harvest/truth.parquet")?;
+        check_features(&features, heldout.d_model).context("harvest/truth.parquet")?;
         let firing = firing_of(&rows, features.len(), &heldout.places).context("harvest/firing.parquet")?;
-        Ok(Some(Self { firing, ..truth }))
+        let directions = features.iter().flat_map(|feature| &feature.direction).copied().collect();
+        let parent = features.iter().map(|feature| feature.parent.map(|parent| parent as usize)).collect();
+        Ok(Some(Self::new(directions, parent, features.iter().map(|feature| feature.firing_rate).collect(), firing)))
     }
 
-    fn of_features(features: &[TrueFeature], d_model: usize) -> Result<Self> {
-        let n = features.len();
-        ensure!(n >= 1, "no features");
-        for (i, feature) in features.iter().enumerate() {
-            ensure!(feature.feature as usize == i, "row {i} holds feature {}", feature.feature);
-            ensure!(feature.direction.len() == d_model, "feature {i} is not {d_model} wide");
-            ensure!(
-                feature.parent.is_none_or(|parent| (parent as usize) < n),
-                "the parent of feature {i} is not there"
-            );
+    /// Shapes: directions [n_features, d_model], parent and firing_rate [n_features].
+    pub(crate) fn new(directions: Vec<f32>, parent: Vec<Option<usize>>, firing_rate: Vec<f64>, firing: Firing) -> Self {
+        let mut children = vec![Vec::new(); parent.len()];
+        for (child, parent) in parent.iter().enumerate() {
+            parent.iter().for_each(|&parent| children[parent].push(child));
         }
-        Ok(Self {
-            directions: features.iter().flat_map(|feature| &feature.direction).copied().collect(),
-            parent: features.iter().map(|feature| feature.parent.map(|parent| parent as usize)).collect(),
-            firing_rate: features.iter().map(|feature| feature.firing_rate).collect(),
-            firing: Firing::new(SparseRows::new(n)),
-        })
+        let alone = alone(&firing, &parent);
+        Self { directions, parent, children, firing_rate, firing, alone }
     }
 
     pub(crate) fn n_features(&self) -> usize {
         self.parent.len()
     }
 
+    pub(crate) fn d_model(&self) -> usize {
+        self.directions.len() / self.n_features()
+    }
+
+    pub(crate) fn direction(&self, feature: usize) -> &[f32] {
+        &self.directions[feature * self.d_model()..(feature + 1) * self.d_model()]
+    }
+
+    /// Those that have the same parent.
+    pub(crate) fn siblings(&self, feature: usize) -> Vec<usize> {
+        let of_parent = self.parent[feature].iter().flat_map(|&parent| &self.children[parent]);
+        of_parent.copied().filter(|&sibling| sibling != feature).collect()
+    }
+
     /// Features with neither parent nor child.
     pub(crate) fn lone(&self) -> Vec<usize> {
-        let mut is_lone: Vec<bool> = self.parent.iter().map(Option::is_none).collect();
-        self.parent.iter().flatten().for_each(|&parent| is_lone[parent] = false);
-        (0..self.n_features()).filter(|&feature| is_lone[feature]).collect()
+        let is_lone = |&feature: &usize| self.parent[feature].is_none() && self.children[feature].is_empty();
+        (0..self.n_features()).filter(is_lone).collect()
     }
+}
+
+fn check_features(features: &[TrueFeature], d_model: usize) -> Result<()> {
+    let n = features.len();
+    ensure!(n >= 1, "no features");
+    for (i, feature) in features.iter().enumerate() {
+        ensure!(feature.feature as usize == i, "row {i} holds feature {}", feature.feature);
+        ensure!(feature.direction.len() == d_model, "feature {i} is not {d_model} wide");
+        ensure!(feature.parent.is_none_or(|parent| (parent as usize) < n), "the parent of feature {i} is not there");
+    }
+    Ok(())
+}
+
+/// Rows in which a feature is on and no feature whose parent it is: [n_features], rows ascending.
+fn alone(firing: &Firing, parent: &[Option<usize>]) -> Vec<Vec<u32>> {
+    let mut alone = vec![Vec::new(); parent.len()];
+    for row in 0..firing.n_rows() {
+        let on = firing.row(row).0;
+        let has_child: BTreeSet<usize> = on.iter().filter_map(|&feature| parent[feature as usize]).collect();
+        let is_alone = |feature: &usize| !has_child.contains(feature);
+        on.iter().map(|&feature| feature as usize).filter(is_alone).for_each(|i| alone[i].push(row as u32));
+    }
+    alone
 }
 
 /// `places`: document and position of each held-out row.
@@ -82,43 +118,60 @@ fn firing_of(rows: &[TrueFiring], n_features: usize, places: &[(u32, u16)]) -> R
 
 /// A latent as a detector of a feature, over all rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Detector {
+pub(crate) struct Detector {
     /// Of the rows in which the latent fires; 0 for one that never does.
-    precision: f64,
+    pub(crate) precision: f64,
     /// Of the rows in which the feature is on; 0 for one that never is.
-    recall: f64,
+    pub(crate) recall: f64,
     /// Harmonic mean, 0 where both are 0.
-    f1: f64,
+    pub(crate) f1: f64,
 }
 
 /// All measures of features that need no tree. `firing` over the rows of `truth.firing`; w_dec [d_sae, d_model].
 pub(crate) fn of_features(truth: &Truth, matching: &Matching, firing: &Firing, w_dec: &[f32]) -> Vec<Measure> {
-    let best: Vec<usize> = (0..matching.n_latents).map(|latent| matching.best_feature(latent)).collect();
+    let best = matching.best.par_iter().enumerate();
     let detectors: Vec<Detector> =
-        best.iter().enumerate().map(|(latent, &feature)| detector(firing, latent, &truth.firing, feature)).collect();
-    // Over all latents, dead ones included.
-    let over_latents = |of: fn(&Detector) -> f64| mean(detectors.iter().map(of));
+        best.map(|(latent, &feature)| detector(firing, latent, &truth.firing, feature)).collect();
+    let n_taking = n_taking(matching);
     let measures = [
-        ("f1", over_latents(|detector| detector.f1)),
-        ("precision", over_latents(|detector| detector.precision)),
-        ("recall", over_latents(|detector| detector.recall)),
         ("f1_of_features", f1_of_features(truth, matching, firing)),
         ("mcc", mcc(matching)),
         ("mmcs", mmcs(matching)),
-        ("uniqueness", uniqueness(&best)),
+        ("uniqueness", uniqueness(matching, &n_taking)),
+        ("distinct_features", share(n_taking.iter().filter(|&&n| n > 0).count(), matching.n_latents)),
         ("matched_features", share(matching.latent.iter().flatten().count(), truth.n_features())),
         ("shrinkage", shrinkage(truth, matching, firing, w_dec)),
     ];
-    measures.into_iter().filter_map(|(metric, value)| Some(Measure::new(metric, value?))).collect()
+    let measures = measures.into_iter().filter_map(|(metric, value)| Some(Measure::new(metric, value?)));
+    of_detectors(&detectors, "").into_iter().chain(measures).collect()
+}
+
+/// Means over all latents, dead ones included; `suffix` ends every name.
+pub(crate) fn of_detectors(detectors: &[Detector], suffix: &str) -> Vec<Measure> {
+    let over_latents = |name: &str, of: fn(&Detector) -> f64| {
+        Some(Measure::new(format!("{name}{suffix}"), mean(detectors.iter().map(of))?))
+    };
+    let measures = [
+        over_latents("f1", |detector| detector.f1),
+        over_latents("precision", |detector| detector.precision),
+        over_latents("recall", |detector| detector.recall),
+    ];
+    measures.into_iter().flatten().collect()
 }
 
 fn detector(firing: &Firing, latent: usize, truth: &Firing, feature: usize) -> Detector {
     let (on, planted) = (firing.latent(latent).0, truth.latent(feature).0);
-    let n_hits = n_common(on, planted) as f64;
-    let precision = if on.is_empty() { 0.0 } else { n_hits / on.len() as f64 };
-    let recall = if planted.is_empty() { 0.0 } else { n_hits / planted.len() as f64 };
-    let f1 = if n_hits > 0.0 { 2.0 * precision * recall / (precision + recall) } else { 0.0 };
-    Detector { precision, recall, f1 }
+    Detector::new(n_common(on, planted), on.len(), planted.len())
+}
+
+impl Detector {
+    /// Rows in which both are on, in which the latent is, and in which the feature is.
+    pub(crate) fn new(n_hits: usize, n_firings: usize, n_planted: usize) -> Self {
+        let share_of = |n: usize| share(n_hits, n).unwrap_or(0.0);
+        let (precision, recall) = (share_of(n_firings), share_of(n_planted));
+        let f1 = if n_hits > 0 { 2.0 * precision * recall / (precision + recall) } else { 0.0 };
+        Self { precision, recall, f1 }
+    }
 }
 
 /// Rows in both of two ascending lists.
@@ -148,16 +201,21 @@ fn mcc(matching: &Matching) -> Option<f64> {
 /// Features to latents: mean over all planted features of the largest cosine with any decoder row; a latent may serve
 /// several.
 fn mmcs(matching: &Matching) -> Option<f64> {
-    let best = |feature: usize| {
-        (0..matching.n_latents).map(|latent| matching.cosine(latent, feature)).fold(f64::NEG_INFINITY, f64::max)
-    };
-    mean((0..matching.n_features).map(best))
+    mean(matching.best_cosines().into_iter().map(f64::from))
 }
 
-/// Share of all latents whose best feature is no other latent's best.
-fn uniqueness(best: &[usize]) -> Option<f64> {
-    let n_taking = |feature: usize| best.iter().filter(|&&other| other == feature).count();
-    share(best.iter().filter(|&&feature| n_taking(feature) == 1).count(), best.len())
+/// Latents whose best feature this is, [n_features].
+fn n_taking(matching: &Matching) -> Vec<usize> {
+    let mut n_taking = vec![0; matching.n_features];
+    matching.best.iter().for_each(|&feature| n_taking[feature] += 1);
+    n_taking
+}
+
+/// Share of all latents whose best feature is no other latent's best. The published benchmark's uniqueness is another
+/// one, `distinct_features`: features that are some latent's best, over all latents.
+/// Source of the latter: arXiv 2602.14687.
+fn uniqueness(matching: &Matching, n_taking: &[usize]) -> Option<f64> {
+    share(matching.best.iter().filter(|&&feature| n_taking[feature] == 1).count(), matching.n_latents)
 }
 
 /// Σ activation · ‖decoder row‖ over Σ planted magnitude, both over the rows in which a matched latent and its feature
@@ -194,7 +252,7 @@ pub(crate) mod tests {
         let firing = planted::firing(&gates);
         let firing_rate = (0..n).map(|feature| firing.n_firings(feature) as f64 / n_rows as f64).collect();
         let parent = parent.iter().map(|parent| parent.map(|parent| parent as usize)).collect();
-        (Truth { directions, parent, firing_rate, firing }, gates)
+        (Truth::new(directions, parent, firing_rate, firing), gates)
     }
 
     fn value(measures: &[Measure], metric: &str) -> f64 {
@@ -221,10 +279,11 @@ pub(crate) mod tests {
         let matching = Matching::new(&w_dec, &truth.directions, n, 0.5).unwrap();
         assert!((0..n).all(|feature| matching.latent[feature] == Some(to(feature))));
         let measures = of_features(&truth, &matching, &planted::firing(&permuted), &w_dec);
-        assert_eq!(measures.len(), 9);
+        assert_eq!(measures.len(), 10);
         for metric in ["f1", "precision", "recall", "f1_of_features", "mcc", "mmcs", "uniqueness", "shrinkage"] {
             check(&measures, metric, 1.0);
         }
+        check(&measures, "distinct_features", 1.0);
     }
 
     #[test]
@@ -257,11 +316,11 @@ pub(crate) mod tests {
             factor: vec![],
             direction: vec![1.0, 0.0],
         };
-        assert!(Truth::of_features(&[feature(0, None), feature(1, Some(0))], 2).is_ok());
+        assert!(check_features(&[feature(0, None), feature(1, Some(0))], 2).is_ok());
         for (features, d_model) in
             [(vec![feature(1, None)], 2), (vec![feature(0, Some(1))], 2), (vec![feature(0, None)], 3)]
         {
-            assert!(Truth::of_features(&features, d_model).is_err());
+            assert!(check_features(&features, d_model).is_err());
         }
     }
 
@@ -271,12 +330,7 @@ pub(crate) mod tests {
         let directions: Vec<f32> = (0..16).map(|i| f32::from(u8::from(i / 4 == i % 4))).collect();
         let gates: planted::Dense =
             (0..100).map(|row| [20, 40, 10, 50].map(|n| f32::from(u8::from(row < n))).to_vec()).collect();
-        let truth = Truth {
-            directions,
-            parent: vec![None; 4],
-            firing_rate: vec![0.2, 0.4, 0.1, 0.5],
-            firing: planted::firing(&gates),
-        };
+        let truth = Truth::new(directions, vec![None; 4], vec![0.2, 0.4, 0.1, 0.5], planted::firing(&gates));
         let (cos, sin) = (0.5_f32, 0.75_f32.sqrt());
         let w_dec = [1.0, 0.0, 0.0, 0.0, sin, cos, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0];
         // Latent 0 fires in rows 0..10 of the feature's 0..20, latent 1 in 0..40, latent 2 never.
@@ -292,6 +346,7 @@ pub(crate) mod tests {
         check(&measures, "mcc", (1.0 + 0.5 + 1.0) / 3.0);
         check(&measures, "mmcs", (1.0 + 0.5 + 0.0 + 0.0) / 4.0);
         check(&measures, "uniqueness", 1.0 / 3.0);
+        check(&measures, "distinct_features", 2.0 / 3.0);
         check(&measures, "matched_features", 0.5);
         check(&measures, "shrinkage", 0.9);
     }

@@ -97,9 +97,10 @@ pub enum GpuPrecision {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recover {
-    /// Bootstrap resamples, over documents.
+    /// Bootstrap resamples, over documents. 0: no intervals.
     pub n_bootstrap: usize,
-    /// Circular shifts within documents that make the null of an edge's mutual information.
+    /// Circular shifts within documents that make the null of an edge's mutual information. 0: no nulls, and no look at
+    /// planted independent pairs. Resamples and shifts are most of what this stage costs on a wide SAE.
     pub n_shifts: usize,
     /// An edge needs (P(parent|child) − P(parent)) / (1 − P(parent)) above this.
     pub min_excess: f64,

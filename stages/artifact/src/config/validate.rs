@@ -28,8 +28,8 @@ impl Pipeline {
         let recover = &self.recover;
         fraction("recover.min_excess", recover.min_excess)?;
         fraction("recover.match_cosine", recover.match_cosine)?;
-        at_least("recover.n_bootstrap", recover.n_bootstrap, 2)?;
-        at_least("recover.n_shifts", recover.n_shifts, 2)?;
+        zero_or_at_least("recover.n_bootstrap", recover.n_bootstrap, 2)?;
+        zero_or_at_least("recover.n_shifts", recover.n_shifts, 2)?;
         let probe = &self.probe;
         ensure!(probe.ks.iter().all(|&k| k >= 1), "probe.ks must all be at least 1");
         at_least("probe.n_examples", probe.n_examples, 20)?;
@@ -173,8 +173,11 @@ impl Sae {
             "{at}.name = `{}` must be letters, digits, `-`, `_` and `.`, since it names a folder",
             self.name
         );
-        let taken = ["checkpoint", "saes.json", "manifest.json"];
-        ensure!(!taken.contains(&self.name.as_str()), "{at}.name = {} is a name that train/ needs itself", self.name);
+        // What stands in train/ and recover/ beside the SAEs' folders.
+        let tables = ["recovery", "edges", "latents", "trees", "density"].map(|table| format!("{table}.parquet"));
+        let is_taken = tables.contains(&self.name)
+            || ["checkpoint", "saes.json", "summary.json", "manifest.json"].contains(&self.name.as_str());
+        ensure!(!is_taken, "{at}.name = {} is a name that train/ or recover/ needs itself", self.name);
         if let Some(kappa) = self.prior_kappa {
             not_negative(&format!("{at}.prior_kappa"), kappa)?;
         }
@@ -374,6 +377,12 @@ impl Sae {
 
 pub(super) fn at_least(key: &str, value: usize, least: usize) -> Result<()> {
     ensure!(value >= least, "{key} = {value} must be at least {least}");
+    Ok(())
+}
+
+/// A number of which 0 means none at all.
+fn zero_or_at_least(key: &str, value: usize, least: usize) -> Result<()> {
+    ensure!(value == 0 || value >= least, "{key} = {value} must be 0 or at least {least}");
     Ok(())
 }
 

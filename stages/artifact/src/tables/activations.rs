@@ -112,7 +112,11 @@ impl Activations {
     pub fn rows(&self, start: usize, end: usize) -> Vec<f32> {
         let range = start * self.d_model..end * self.d_model;
         match &self.values {
-            Values::F16(values) => values[range].iter().map(|value| value.to_f32()).collect(),
+            Values::F16(values) => {
+                let mut rows = vec![0.0; range.len()];
+                values[range].convert_to_f32_slice(&mut rows);
+                rows
+            }
             Values::F32(values) => values[range].to_vec(),
         }
     }

@@ -10,7 +10,7 @@ mod foreign;
 mod row;
 
 pub use foreign::{ForeignRows, read_foreign_activations, read_foreign_doc_ids, read_text_column};
-pub use row::{Row, read_rows, write_rows};
+pub use row::{Row, TableWriter, read_rows, write_rows};
 
 use row::rows;
 
@@ -159,17 +159,18 @@ rows! {
         n: u64,
         /// Plug-in minus Miller–Madow.
         mi_bits: f64,
-        mi_ci_low: f64,
-        mi_ci_high: f64,
+        /// Null without resamples (`recover.n_bootstrap: 0`).
+        mi_ci_low: Option<f64>,
+        mi_ci_high: Option<f64>,
         mi_over_h_child: f64,
         mi_over_nested: f64,
         p_parent_given_child: f64,
         p_child_given_parent: f64,
         log_odds: f64,
         decoder_cosine: f64,
-        /// Mean over circular shifts within documents, and its 97.5 % quantile.
-        mi_null_bits: f64,
-        mi_null_high_bits: f64,
+        /// Mean over circular shifts within documents, and its 97.5 % quantile; null without shifts.
+        mi_null_bits: Option<f64>,
+        mi_null_high_bits: Option<f64>,
         p_value: f64,
         q_value: f64,
         /// Gaussian-copula mutual information of magnitudes over co-active tokens; null below 200 of them.

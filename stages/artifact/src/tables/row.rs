@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,18 +24,43 @@ pub trait Row: Sized + Clone {
     fn from_batch(batch: &RecordBatch) -> Result<Vec<Self>>;
 }
 
+/// A table written piece by piece.
+pub struct TableWriter<W: Write + Send, R> {
+    writer: ArrowWriter<W>,
+    n_rows: u64,
+    rows: PhantomData<R>,
+}
+
+impl<W: Write + Send, R: Row> TableWriter<W, R> {
+    pub fn new(file: W) -> Result<Self> {
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
+            .set_created_by("hiersae".into())
+            .build();
+        let writer = ArrowWriter::try_new(file, R::schema(), Some(properties))?;
+        Ok(Self { writer, n_rows: 0, rows: PhantomData })
+    }
+
+    pub fn write(&mut self, rows: &[R]) -> Result<()> {
+        for rows in rows.chunks(65_536) {
+            self.writer.write(&R::to_batch(rows)?)?;
+        }
+        self.n_rows += rows.len() as u64;
+        Ok(())
+    }
+
+    /// Ends the file; returns the number of rows, as `Task::write` wants it.
+    pub fn finish(self) -> Result<Option<u64>> {
+        self.writer.close()?;
+        Ok(Some(self.n_rows))
+    }
+}
+
 /// Writes a table; returns its number of rows, as `Task::write` wants it.
 pub fn write_rows<R: Row>(file: &mut (impl Write + Send), rows: &[R]) -> Result<Option<u64>> {
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
-        .set_created_by("hiersae".into())
-        .build();
-    let mut writer = ArrowWriter::try_new(file, R::schema(), Some(properties))?;
-    for rows in rows.chunks(65_536) {
-        writer.write(&R::to_batch(rows)?)?;
-    }
-    writer.close()?;
-    Ok(Some(rows.len() as u64))
+    let mut table = TableWriter::new(file)?;
+    table.write(rows)?;
+    table.finish()
 }
 
 /// Reads a table whole.
@@ -132,6 +158,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tree.parquet");
         assert_eq!(write_rows(&mut File::create(&path).unwrap(), &nodes()).unwrap(), Some(5));
+        assert_eq!(read_rows::<TreeNode>(&path).unwrap(), nodes());
+    }
+
+    #[test]
+    fn a_table_written_in_pieces_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tree.parquet");
+        let mut table = TableWriter::new(File::create(&path).unwrap()).unwrap();
+        for rows in [&nodes()[..2], &[], &nodes()[2..]] {
+            table.write(rows).unwrap();
+        }
+        assert_eq!(table.finish().unwrap(), Some(5));
         assert_eq!(read_rows::<TreeNode>(&path).unwrap(), nodes());
     }
 

@@ -54,6 +54,7 @@ pub(crate) use collect::{Bounds, EncoderInput, TokenBounds, Top, collect, collec
 pub(crate) use dense::{Dense, dense};
 pub(crate) use dot::{dot, dots};
 pub(crate) use latents::{Backward, Totals, backward, finish_rows};
+pub(crate) use product::products;
 pub(crate) use reconstruct::{Prefixes, decode_rows, reconstruct};
 pub(crate) use sliced::{BLOCK_ROWS, Sliced};
 

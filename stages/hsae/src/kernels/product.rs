@@ -18,6 +18,14 @@ impl<'a> Mat<'a> {
     }
 }
 
+/// Inner products of rows, on all threads. Shapes: a [m, d], b [n, d] → [m, n].
+pub(crate) fn products(a: &[f32], b: &[f32], d: usize) -> Vec<f32> {
+    let (m, n) = (a.len() / d, b.len() / d);
+    let mut out = vec![0.0; m * n];
+    multiply(m, d, n, Mat::rows(a, d), Mat::rows(b, d).transposed(), 0.0, &mut out, n);
+    out
+}
+
 /// out [m, n] = beta·out + a [m, k] · b [k, n], on all threads; `out` has rows of `stride`.
 #[expect(clippy::too_many_arguments, reason = "the sizes and operands of a matrix product")]
 pub(super) fn multiply(m: usize, k: usize, n: usize, a: Mat, b: Mat, beta: f32, out: &mut [f32], stride: usize) {
