@@ -104,3 +104,16 @@ fn artifacts_say_nothing_of_the_machine_that_made_them() {
         assert!(!text.contains(&format!("{home}/")), "{} holds an absolute path", path.display());
     }
 }
+
+#[test]
+fn without_resamples_and_shifts_figures_have_no_intervals_and_no_nulls() {
+    let run = Run::finished();
+    run.edit("n_bootstrap: 20\n  n_shifts: 5", "n_bootstrap: 0\n  n_shifts: 0");
+    ["recover", "report"].iter().for_each(|stage| run.expect(stage, &[]));
+    let metrics = table::<Metric>(&run, "recover/recovery.parquet");
+    assert!(metrics.iter().all(|row| row.ci_low.is_none() && row.ci_high.is_none() && row.value.is_finite()));
+    assert!(metrics.iter().any(|row| row.metric == "edge_f1"));
+    assert!(!metrics.iter().any(|row| row.metric.starts_with("independent_pairs")));
+    let edges = table::<Edge>(&run, "recover/edges.parquet");
+    assert!(edges.iter().all(|edge| edge.mi_ci_low.is_none() && edge.mi_null_bits.is_none()));
+}

@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 use std::time::{Duration, Instant, SystemTime};
 
+use artifact::tables::{Metric, read_rows};
 use pipeline_tests::{Run, changed, files_below, programs, repository, stderr};
 
 #[test]
@@ -36,13 +37,39 @@ fn a_key_of_one_sae_retrains_that_one_alone() {
     run.all();
     let changed = changed(&manifests, &run.manifests());
     assert!(changed.contains(&"train/hiersae".to_owned()), "{changed:?}");
-    for other in ["train/vanilla", "train/batchtopk", "train/matryoshka", "harvest", "fetch"] {
+    assert!(changed.contains(&"recover/hiersae".to_owned()), "{changed:?}");
+    for other in ["train/vanilla", "train/matryoshka", "recover/vanilla", "recover/matryoshka", "harvest", "fetch"] {
         assert!(!changed.contains(&other.to_owned()), "{changed:?}");
         let written = run.output_times().into_iter().filter(|(path, _)| path.starts_with(run.folder.join(other)));
         for (path, time) in written {
             assert_eq!(times.get(&path), Some(&time), "{} was written again", path.display());
         }
     }
+}
+
+#[test]
+fn another_sae_costs_the_measures_of_that_one_alone() {
+    let run = Run::finished();
+    let times = run.output_times();
+    run.edit("saes:\n", "saes:\n    - {name: twin, arch: vanilla, n_fine: 16, k: 2, seed: 5}\n");
+    ["train", "recover"].iter().for_each(|stage| run.expect(stage, &[]));
+    let mut n_kept = 0;
+    for (path, time) in run.output_times() {
+        let part = path.strip_prefix(run.folder.join("recover")).ok().filter(|path| path.iter().count() > 1);
+        if part.is_some_and(|part| !part.starts_with("twin")) {
+            assert_eq!(times.get(&path), Some(&time), "{} was written again", path.display());
+            n_kept += 1;
+        }
+    }
+    assert!(n_kept >= 5 * 6, "{n_kept}");
+    let metrics: Vec<Metric> = read_rows(&run.folder.join("recover/recovery.parquet")).unwrap();
+    let mut names: Vec<&str> = metrics.iter().map(|metric| &*metric.sae).collect();
+    names.dedup();
+    assert_eq!(names, ["twin", "vanilla", "batchtopk", "matryoshka", "tree-sae", "hiersae"]);
+    let of_parts = names
+        .iter()
+        .flat_map(|name| read_rows::<Metric>(&run.folder.join("recover").join(name).join("recovery.parquet")).unwrap());
+    assert!(of_parts.eq(metrics.iter().cloned()));
 }
 
 #[test]

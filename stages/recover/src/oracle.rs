@@ -166,7 +166,7 @@ mod tests {
         // other half a quarter of its rows lie below, and a quarter of the others above.
         let n = 80;
         let halves = Halves::new(&(0..n / 2).collect::<Vec<_>>(), n);
-        let is_on = |row: usize| row % 2 == 0;
+        let is_on = |row: usize| row.is_multiple_of(2);
         let score = |row: usize| {
             let is_wrong = row >= n / 2 && row % 8 < 2;
             if is_on(row) != is_wrong { 2.0 } else { 1.0 }

@@ -85,10 +85,15 @@ fn check(tables: &Tables, metric: &str, level: &str, expected: f64) {
 #[test]
 fn a_perfect_sae_is_found_to_be_perfect() {
     let (tables, _) = tables(2, FLAT);
-    for metric in ["ev", "f1", "mcc", "mmcs", "uniqueness", "shrinkage", "edge_f1", "edge_f1_posthoc"] {
+    for metric in ["ev", "f1", "mcc", "mmcs", "uniqueness", "distinct_features", "norm_ratio", "shrinkage"] {
         check(&tables, metric, "all", 1.0);
     }
-    for metric in ["fvu", "dead", "absorption"] {
+    for metric in ["edge_f1", "edge_f1_posthoc", "edge_f1_eligible"] {
+        check(&tables, metric, "all", 1.0);
+    }
+    // Half of the rows choose the threshold, so a few weak firings of the other half lie below it.
+    assert!(value(&tables, "f1_oracle", "all") >= 0.98 && value(&tables, "precision_oracle", "all") >= 1.0 - 1e-9);
+    for metric in ["fvu", "dead", "absorption", "hedging", "hedging_children"] {
         check(&tables, metric, "all", 0.0);
     }
     check(&tables, "edge_f1_permuted", "all", 0.0);
@@ -101,6 +106,26 @@ fn a_perfect_sae_is_found_to_be_perfect() {
     assert_eq!(own["significant"]["value"], 1.0);
     assert!(tables.summary[4]["significant"]["value"].as_f64().unwrap() < 0.3);
     assert!(tables.metrics.iter().all(|row| row.seed == 3 && row.value.is_finite()));
+}
+
+#[test]
+fn pre_activations_are_those_that_are_encoded() {
+    let (truth, gates) = forest_truth(50, 13);
+    let mut sae = perfect_sae(&truth);
+    sae.b_dec.iter_mut().enumerate().for_each(|(j, b)| *b = 0.1 * j as f32 - 1.0);
+    sae.b_enc.iter_mut().enumerate().for_each(|(j, b)| *b = 0.3 - 0.02 * j as f32);
+    let x = gates.concat();
+    let (acts, latents) = (sae.encode(&x, FLAT), 4..21);
+    let pre_acts = sae.pre_acts(&x, latents.clone());
+    assert_eq!(pre_acts.len(), latents.len() * gates.len());
+    for (i, latent) in latents.enumerate() {
+        for row in 0..gates.len() {
+            let (idx, vals) = acts.row(row);
+            let act = idx.iter().position(|&j| j as usize == latent).map_or(0.0, |place| vals[place]);
+            let pre_act = pre_acts[i * gates.len() + row];
+            assert!((pre_act.max(0.0) - act).abs() <= 1e-5, "latent {latent}, row {row}: {pre_act}, {act}");
+        }
+    }
 }
 
 #[test]

@@ -100,7 +100,7 @@ pub struct Recover {
     /// Bootstrap resamples, over documents. 0: no intervals.
     pub n_bootstrap: usize,
     /// Circular shifts within documents that make the null of an edge's mutual information. 0: no nulls, and no look at
-    /// planted independent pairs. Resamples and shifts are most of what this stage costs on a wide SAE.
+    /// planted independent pairs.
     pub n_shifts: usize,
     /// An edge needs (P(parent|child) − P(parent)) / (1 − P(parent)) above this.
     pub min_excess: f64,
