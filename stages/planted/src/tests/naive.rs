@@ -18,14 +18,14 @@ fn row(world: &World, rng: &mut ChaCha8Rng) -> Vec<f64> {
     let mut normal = || -> f64 { StandardNormal.sample(rng) };
     let common: Vec<f64> = (0..rank).map(|_| normal()).collect();
     let mut x = vec![0.0; n];
-    for i in 0..n {
+    for (i, x) in x.iter_mut().enumerate() {
         let factor = features.factors[i * rank..(i + 1) * rank].iter().map(|&value| f64::from(value));
         let squares: f64 = factor.clone().map(|value| value * value).sum();
         let z = factor.zip(&common).map(|(a, b)| a * b).sum::<f64>() + (1.0 - squares).sqrt() * normal();
         let magnitude = f64::from(features.magnitude_mean[i]) + f64::from(features.magnitude_std[i]) * normal();
         let p = f64::from(features.p_draw[i]);
         let fires = p >= 1.0 || z > std::f64::consts::SQRT_2 * erfc_inv(2.0 * p);
-        x[i] = if fires { magnitude.max(0.0) } else { 0.0 };
+        *x = if fires { magnitude.max(0.0) } else { 0.0 };
     }
     // Parents come before their children, level by level.
     for parent in 0..n {

@@ -36,7 +36,9 @@ fn statistics(config: &Synthetic, seed: u64) -> Statistics {
             for (&feature, &magnitude) in features.iter().zip(magnitudes) {
                 n_on[feature as usize] += 1.0;
                 sums[feature as usize] += f64::from(magnitude);
-                world.parent(feature).map(|parent| *n_children.entry(parent).or_insert(0) += 1);
+                if let Some(parent) = world.parent(feature) {
+                    *n_children.entry(parent).or_insert(0) += 1;
+                }
             }
             for &parent in features.iter().filter(|&&feature| world.has_children(feature)) {
                 n_alone[parent as usize] += f64::from(u8::from(!n_children.contains_key(&parent)));
