@@ -27,9 +27,27 @@ fn both() -> [Run; 2] {
     [Run::finished(), streamed()]
 }
 
+/// A copy of a run whose training rows are drawn as it goes; batches and blocks of rows do not end together.
+fn drawn() -> Run {
+    static DRAWN: OnceLock<Run> = OnceLock::new();
+    let drawn = DRAWN.get_or_init(|| {
+        let run = Run::of("smoke.yaml");
+        run.edit("    n_train: 12000\n", "");
+        run.edit("batch_size: 256", "batch_size: 200");
+        ["fetch", "harvest", "train"].iter().for_each(|stage| run.expect(stage, &[]));
+        run
+    });
+    drawn.copy()
+}
+
+fn all() -> [Run; 3] {
+    let [in_memory, streamed] = both();
+    [in_memory, streamed, drawn()]
+}
+
 #[test]
 fn a_training_killed_at_any_moment_becomes_what_it_would_have_become() {
-    let runs = both().map(|run| (run.manifests(), duration(&run, "train"), run));
+    let runs = all().map(|run| (run.manifests(), duration(&run, "train"), run));
     for i in 0..20 {
         let (undisturbed, took, run) = &runs[i as usize % runs.len()];
         let mut process = run.start("train", &["--force"]);
@@ -43,7 +61,7 @@ fn a_training_killed_at_any_moment_becomes_what_it_would_have_become() {
 
 #[test]
 fn saes_become_the_same_together_and_alone() {
-    for run in both() {
+    for run in all() {
         run.edit("name: matryoshka,", "name: matryoshka, seed: 5,");
         run.expect("train", &[]);
         let undisturbed = run.manifests();
@@ -58,7 +76,7 @@ fn saes_become_the_same_together_and_alone() {
 
 #[test]
 fn saes_go_on_from_their_own_steps() {
-    for run in both() {
+    for run in all() {
         run.edit("log_every: 5", "log_every: 5\n  together: 8");
         let undisturbed = run.manifests();
         let checkpoint = |sae: &str| run.folder.join("train").join(sae).join("checkpoint/state.safetensors");
@@ -100,13 +118,35 @@ fn an_sae_that_fails_does_not_take_others_with_it() {
 
 #[test]
 fn a_streamed_training_is_the_same_with_any_number_of_threads() {
-    let run = streamed();
-    let undisturbed = run.manifests();
-    for n_threads in ["1", "3"] {
-        let output = run.command("train").arg("--force").env("RAYON_NUM_THREADS", n_threads).output().unwrap();
-        assert!(output.status.success(), "{}", stderr(&output));
-        assert_eq!(changed(&undisturbed, &run.manifests()), [""; 0], "{n_threads} threads");
+    for (run, stages) in [(streamed(), ["train"].as_slice()), (drawn(), &["harvest", "train"])] {
+        let undisturbed = run.manifests();
+        for n_threads in ["1", "3"] {
+            for stage in stages {
+                let output = run.command(stage).arg("--force").env("RAYON_NUM_THREADS", n_threads).output().unwrap();
+                assert!(output.status.success(), "{}", stderr(&output));
+            }
+            assert_eq!(changed(&undisturbed, &run.manifests()), [""; 0], "{n_threads} threads");
+        }
     }
+}
+
+#[test]
+fn drawn_training_rows_are_not_written_and_what_was_planted_is_read_back() {
+    let run = drawn();
+    assert!(!run.folder.join("harvest/train").exists());
+    run.expect("recover", &[]);
+    for file in ["harvest/truth.json", "harvest/truth.parquet"] {
+        let path = run.folder.join(file);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[1..]).unwrap();
+        let message = run.expect_error("train", &["--force"]);
+        assert!(message.contains(&path.display().to_string()), "{message}");
+        std::fs::write(&path, &whole).unwrap();
+    }
+    // Memory for rows is not asked for.
+    run.edit("batch_size: 200", "batch_size: 200\n  resident_mb: 1");
+    let status = String::from_utf8(run.stage("train", &["--status"]).stdout).unwrap();
+    assert!(!status.contains("stale: train.resident_mb"), "{status}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use rand::{Rng, RngExt};
 use rand_distr::{Distribution, StandardNormal};
 use statrs::function::erf::erfc_inv;
 
-use crate::screen::{FAR, bound, screen, upper_tail};
+use crate::screen::{FAR, fires, screen};
 use crate::world::Features;
 
 /// Rows whose arguments are in the cache together.
@@ -148,7 +148,7 @@ impl Draws {
                 for_each_one(&may_fire[of_row.clone()], |place| {
                     let (a, bits) = (arguments[of_row.start + place], first_bits[of_row.start + place]);
                     let u = (f64::from(bits) + rng.random::<f64>()) / 256.0;
-                    if u < f64::from(bound(a)) && u < upper_tail(a) {
+                    if fires(u, a) {
                         let feature = self.always[place];
                         let list = if self.has_children(feature) { &mut row } else { &mut lone };
                         list.extend(self.magnitude(feature, rng).map(|magnitude| (feature, magnitude)));

@@ -120,10 +120,9 @@ mod tests {
         assert_eq!(sample.len(), seen.len());
         let TrainingData::Fresh(fresh) = &data else { unreachable!() };
         let rows = sample.chunks_exact(fresh.d_model()).zip(seen.chunks_exact(fresh.d_model()));
-        assert!(
-            rows.filter(|(a, b)| a.iter().zip(*b).all(|(a, b)| a * SCALE == *b)).count() <= 3,
-            "but for empty rows"
-        );
+        let n_equal = rows.filter(|(a, b)| a.iter().zip(*b).all(|(a, b)| a * SCALE == *b)).count();
+        // In one row of two nothing fires.
+        assert!(n_equal <= 150, "{n_equal} of 300 rows");
     }
 
     #[test]

@@ -152,6 +152,37 @@ mod tests {
     }
 
     #[test]
+    fn a_synthetic_source_is_refused_by_the_key_that_does_not_fit_it() {
+        let pipeline = |keys: &str| {
+            format!("source: {{synthetic: {{{keys}}}}}\ntrain: {{saes: [{{name: a, n_coarse: 512, n_fine: 4096}}]}}\n")
+        };
+        let recipe = |keys: &str| parse(&pipeline(keys)).unwrap().source.synthetic.unwrap().recipe();
+        for (preset, tight, loose) in [("small", 680, 336), ("half", 5440, 2688), ("full", 10_880, 5376)] {
+            assert_eq!(recipe(&format!("preset: {preset}")).n_in_trees(), Some(tight), "{preset}");
+            assert_eq!(recipe(&format!("preset: {preset}, loose: true")).n_in_trees(), Some(loose), "{preset}");
+        }
+        assert_eq!(recipe("preset: half, depth: 0").n_in_trees(), Some(0));
+        assert_eq!(recipe("preset: half").n_train, None);
+        for (keys, expected) in [
+            ("preset: huge", "huge"),
+            ("n_parents: 3", "n_parents"),
+            ("p_child: 0.3", "source.synthetic.p_child has no meaning with loose: false"),
+            ("loose: true, p_max: 0.3", "source.synthetic.p_max has no meaning with loose: true"),
+            ("loose: true, compensate: true", "source.synthetic.compensate has no meaning with loose: true"),
+            ("n_features: 600", "source.synthetic.n_features = 600 is too few for 8 trees of branching 4 and depth 3"),
+            ("depth: 99", "source.synthetic.n_features = 1024 is too few"),
+            ("p_max: 1.5", "source.synthetic.p_max = 1.5 must lie between 0 and 1"),
+            ("p_min: 0.5", "source.synthetic.p_min = 0.5 exceeds p_max = 0.4"),
+            ("magnitude_last: 0", "source.synthetic.magnitude_last = 0 must be a positive number"),
+            ("noise_std: .nan", "source.synthetic.noise_std = NaN"),
+            ("n_train: 0", "source.synthetic.n_train = 0 must be at least 1"),
+        ] {
+            let error = error_of(&pipeline(keys));
+            assert!(error.contains(expected), "{keys}: {error}");
+        }
+    }
+
+    #[test]
     fn an_import_takes_no_key_of_a_training() {
         let pipeline = |keys: &str| format!("source: {{synthetic: {{}}}}\ntrain: {{saes: [{{name: a, {keys}}}]}}\n");
         let sae = &parse(&pipeline("import: ./a, prior_kappa: 0.5")).unwrap().train.saes[0];

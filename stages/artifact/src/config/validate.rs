@@ -100,22 +100,19 @@ impl Source {
 impl Synthetic {
     fn validate(&self) -> Result<()> {
         let at = |key: &str| format!("source.synthetic.{key}");
-        for (is_loose, keys) in [
-            (true, [("p_max", self.p_max), ("p_min", self.p_min)].as_slice()),
-            (
-                false,
-                &[
-                    ("p_child", self.p_child),
-                    ("p_root_max", self.p_root_max),
-                    ("p_root_min", self.p_root_min),
-                    ("p_alone_max", self.p_alone_max),
-                    ("p_alone_min", self.p_alone_min),
-                ],
-            ),
-        ] {
-            for (key, _) in keys.iter().filter(|(_, value)| value.is_some() && self.loose == is_loose) {
-                bail!("{} has no meaning with loose: {}", at(key), self.loose);
-            }
+        let misplaced = if self.loose {
+            vec![("p_max", self.p_max), ("p_min", self.p_min)]
+        } else {
+            vec![
+                ("p_child", self.p_child),
+                ("p_root_max", self.p_root_max),
+                ("p_root_min", self.p_root_min),
+                ("p_alone_max", self.p_alone_max),
+                ("p_alone_min", self.p_alone_min),
+            ]
+        };
+        if let Some((key, _)) = misplaced.iter().find(|(_, value)| value.is_some()) {
+            bail!("{} has no meaning with loose: {}", at(key), self.loose);
         }
         ensure!(
             self.compensate.is_none() || !self.loose,
