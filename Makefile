@@ -11,6 +11,8 @@ RUN    ?= $(if $(filter pipeline.yaml,$(CONFIG)),data/run,data/run-$(basename $(
 BIN    := $(or $(CARGO_TARGET_DIR),target)/release
 STAGES := fetch harvest train recover probe report
 FLAGS   = --config $(CONFIG) --run $(RUN)
+RUNS    ?= 1 2 3 4 5
+VARIANT ?=
 REPRO  := data/run-repro
 BENCH_FLAGS ?=
 # For a GPU: make all CARGO_FLAGS='--locked --features train/cuda' (docs/training.md).
@@ -21,7 +23,12 @@ SHELL  := bash
 .SECONDARY:
 .PRECIOUS: $(RUN)/%/manifest.json
 
-.PHONY: all $(STAGES) status build test bench repro clean clean-source help FORCE
+# The pipeline file and those that it extends; a file that is not there is the stage's to name.
+base  = $(abspath $(wildcard $(addprefix $(dir $1),$(shell sed -n "s/^extends: *['\"]*\([^'\" ]*\).*/\1/p" $1 2> /dev/null))))
+chain = $1 $(foreach file,$(filter-out $2,$(base)),$(call chain,$(file),$2 $(file)))
+CONFIGS := $(call chain,$(CONFIG),$(abspath $(CONFIG)))
+
+.PHONY: all runs $(STAGES) status build test bench repro clean clean-source help FORCE
 
 all: report ## run every stage that is not up to date, then say where the report is
 	@echo "report: $(RUN)/report/report.md"
@@ -35,12 +42,12 @@ $(RUN)/recover/manifest.json: $(RUN)/train/manifest.json
 $(RUN)/probe/manifest.json:   $(RUN)/train/manifest.json
 $(RUN)/report/manifest.json:  $(RUN)/recover/manifest.json $(RUN)/probe/manifest.json
 
-$(RUN)/%/manifest.json: $(CONFIG) $(RUN)/.config $(BIN)/%
+$(RUN)/%/manifest.json: $(CONFIGS) $(RUN)/.config $(BIN)/%
 	@echo "== $*"
 	@$(BIN)/$* $(FLAGS)
 
 # Fetch always looks, since what it verifies may lie outside the run; a manifest that says the same keeps its time.
-$(RUN)/fetch/manifest.json: FORCE $(CONFIG) $(RUN)/.config $(BIN)/fetch
+$(RUN)/fetch/manifest.json: FORCE $(CONFIGS) $(RUN)/.config $(BIN)/fetch
 	@if [ -f $@ ]; then cp -p $@ $(RUN)/.fetch-before; else echo "== fetch"; fi
 	@$(BIN)/fetch $(FLAGS)
 	@if cmp -s $@ $(RUN)/.fetch-before; then touch -r $(RUN)/.fetch-before $@; fi
@@ -62,6 +69,14 @@ again-%: $(BIN)/% ## run one stage even if it is up to date
 
 status: build ## what is fresh, stale, missing or failed, and why (given what lies upstream now)
 	@for stage in $(STAGES); do $(BIN)/$$stage $(FLAGS) --status || true; done
+
+runs: build ## the planned runs, one after another into data/runs/N, then all in one report; VARIANT=-loose for the others
+	@for n in $(RUNS); do \
+	  echo "== run $$n$(VARIANT)"; \
+	  $(MAKE) --no-print-directory all CONFIG=configs/runs/$$n$(VARIANT).yaml RUN=data/runs$(VARIANT)/$$n; \
+	done
+	@$(BIN)/report --config configs/runs/report$(VARIANT).yaml --run data/runs$(VARIANT)
+	@echo "report: data/runs$(VARIANT)/report/report.md"
 
 test: fetch ## all tests; the language model is fetched first, since some read it
 	cargo test --release --workspace --locked

@@ -1,6 +1,7 @@
 //! The pipeline as its users meet it: whole runs of the stages' programs. They must have been built before:
 //! `cargo build --release --workspace`, as `make test` does.
 
+mod compared;
 mod end_to_end;
 mod faults;
 mod imported;

@@ -126,6 +126,20 @@ fn a_second_make_starts_no_stage() {
 }
 
 #[test]
+fn make_sees_a_change_in_a_file_that_is_extended() {
+    let run = Run::new("# a variant\nextends: 'base.yaml'\n");
+    let base = run.home().join("base.yaml");
+    let text = std::fs::read_to_string(repository().join("configs/smoke.yaml")).unwrap();
+    std::fs::write(&base, &text).unwrap();
+    make(&run);
+    std::fs::write(&base, text.replace("title: HierSAE smoke run", "title: Another title")).unwrap();
+    let second = String::from_utf8(make(&run).stdout).unwrap();
+    assert!(second.contains("== report\n"), "{second}");
+    let page = std::fs::read_to_string(run.folder.join("report/report.md")).unwrap();
+    assert!(page.starts_with("# Another title"), "{page}");
+}
+
+#[test]
 fn touched_files_rerun_nothing() {
     let run = Run::of("smoke.yaml");
     make(&run);

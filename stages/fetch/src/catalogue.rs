@@ -162,7 +162,7 @@ pub(crate) fn wanted(pipeline: &Pipeline) -> Vec<Wanted> {
         if let Some(path) = &sae.import {
             wanted.push(Wanted::Local(Local {
                 name: sae.source_name(),
-                key: format!("train.saes[{i}].import"),
+                key: format!("train.saes[{}].import", pipeline.train.place(i)),
                 path: path.clone(),
                 kind: LocalKind::Sae,
             }));

@@ -157,7 +157,7 @@ fn one_seed(run: &Run) -> Option<String> {
     let mut seeds: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
     for sae in trained(run) {
         let seed = sae.seed.unwrap_or(run.pipeline.seed);
-        let recipe = Sae { name: String::new(), seed: None, ..sae.clone() };
+        let recipe = Sae { name: String::new(), family: None, seed: None, ..sae.clone() };
         seeds.entry(format!("{recipe:?}")).or_default().insert(seed);
     }
     let fewest = seeds.values().map(BTreeSet::len).min()?;

@@ -1,9 +1,10 @@
 //! What the report reads: the tables of `recover` and `probe`, the curves of every SAE, and the pipeline's wishes.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use anyhow::{Context, Result};
-use artifact::config::{Pipeline, Sae};
+use anyhow::{Context, Error, Result};
+use artifact::config::{Pipeline, Report, Sae};
 use artifact::digest;
 use artifact::stage::{Input, Stage};
 use artifact::tables::{CurveRow, DensityBin, Metric, ProbeScore, Row, SpliceScore, read_rows};
@@ -11,15 +12,30 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::comparison::Contender;
 use crate::trees::TreeSummary;
 
 /// The published folders that the report is made from.
 pub(crate) struct Folders {
+    /// None for a pipeline that only compares other runs.
+    own: Option<Own>,
+    beside: Vec<Beside>,
+}
+
+struct Own {
     harvest: Input,
     train: Input,
     saes: Vec<Input>,
     recover: Input,
     probe: Input,
+}
+
+/// Of another run, what is compared.
+struct Beside {
+    /// The last part of the path to its folder.
+    run: String,
+    saes: Vec<Input>,
+    recover: Input,
 }
 
 /// Everything read, in the order of the pipeline.
@@ -44,8 +60,10 @@ pub(crate) struct TrainedSae {
 
 /// The part of the pipeline that the report shows or checks against.
 pub(crate) fn config_of(pipeline: &Pipeline) -> Value {
+    // Where other runs lie means nothing elsewhere; what they hold is among the inputs.
+    let beside = pipeline.report.beside.iter().map(|run| name_of(run).into()).collect();
     serde_json::json!({
-        "report": pipeline.report,
+        "report": Report { beside, ..pipeline.report.clone() },
         "source": pipeline.source,
         "harvest": {"hook": pipeline.harvest.hook},
         "train": {"n_tokens": pipeline.train.n_tokens, "saes": pipeline.train.saes},
@@ -56,47 +74,115 @@ pub(crate) fn config_of(pipeline: &Pipeline) -> Value {
 impl Folders {
     /// Errors: one of them has not been published yet.
     pub(crate) fn open(stage: &Stage) -> Result<Self> {
-        let saes = &stage.pipeline.train.saes;
+        let pipeline = &stage.pipeline;
+        let own = || {
+            let saes = pipeline.train.saes.iter().map(|sae| stage.input(&format!("train/{}", sae.name)));
+            Ok::<_, Error>(Own {
+                harvest: stage.input("harvest")?,
+                train: stage.input("train")?,
+                saes: saes.collect::<Result<_>>()?,
+                recover: stage.input("recover")?,
+                probe: stage.input("probe")?,
+            })
+        };
         Ok(Self {
-            harvest: stage.input("harvest")?,
-            train: stage.input("train")?,
-            saes: saes.iter().map(|sae| stage.input(&format!("train/{}", sae.name))).collect::<Result<_>>()?,
-            recover: stage.input("recover")?,
-            probe: stage.input("probe")?,
+            own: if pipeline.only_compares() { None } else { Some(own()?) },
+            beside: pipeline.report.beside.iter().map(|run| Beside::open(run)).collect::<Result<_>>()?,
         })
     }
 
     pub(crate) fn all(&self) -> Vec<&Input> {
-        let mut all = vec![&self.harvest, &self.train];
-        all.extend(&self.saes);
-        all.extend([&self.recover, &self.probe]);
+        let mut all = Vec::new();
+        if let Some(own) = &self.own {
+            all.extend([&own.harvest, &own.train]);
+            all.extend(&own.saes);
+            all.extend([&own.recover, &own.probe]);
+        }
+        for beside in &self.beside {
+            all.extend(&beside.saes);
+            all.push(&beside.recover);
+        }
         all
+    }
+}
+
+impl Beside {
+    fn open(folder: &Path) -> Result<Self> {
+        let run = name_of(folder);
+        let open = |name: &str| {
+            let mut input = Input::open(folder, name).context("report.beside")?;
+            input.name = format!("beside/{run}/{name}");
+            Ok::<_, Error>(input)
+        };
+        let saes: Vec<Listed> = json(&open("train")?, "saes.json")?;
+        let saes = saes.iter().map(|sae| open(&sae.folder)).collect::<Result<_>>()?;
+        let recover = open("recover")?;
+        Ok(Self { run, saes, recover })
     }
 }
 
 impl Run {
     /// Errors: a file is missing, is not what was published, or has other columns (it is named).
     pub(crate) fn read(pipeline: &Pipeline, folders: &Folders) -> Result<Self> {
-        let saes = folders.saes.iter().map(|input| {
-            // As published: of an imported SAE the pipeline only knows the name.
-            let config = json::<Cfg>(input, "cfg.json")?.metadata.hiersae.config;
-            let curve = read_rows(&input.file("curve.parquet")?)?;
-            Ok(TrainedSae { config, curve })
-        });
         let mut made_from: BTreeMap<_, _> =
             folders.all().into_iter().map(|input| (input.name.clone(), input.manifest.digest.clone())).collect();
         made_from.insert("config".into(), digest::of_bytes(config_of(pipeline).to_string().as_bytes()));
-        Ok(Self {
+        let mut run = Self {
             pipeline: pipeline.clone(),
-            saes: saes.collect::<Result<_>>()?,
-            metrics: read_rows(&folders.recover.file("recovery.parquet")?)?,
-            trees: json::<Summary>(&folders.recover, "summary.json")?.trees,
-            density: optional(&folders.recover, "density.parquet")?,
-            probes: optional(&folders.probe, "probes.parquet")?,
-            splices: optional(&folders.probe, "splice.parquet")?,
-            stats: json(&folders.harvest, "stats.json")?,
+            saes: Vec::new(),
+            metrics: Vec::new(),
+            trees: Vec::new(),
+            density: Vec::new(),
+            probes: Vec::new(),
+            splices: Vec::new(),
+            stats: Value::Null,
             made_from,
-        })
+        };
+        if let Some(own) = &folders.own {
+            let saes = own.saes.iter().map(|input| {
+                let curve = read_rows(&input.file("curve.parquet")?)?;
+                Ok(TrainedSae { config: config_of_sae(input)?, curve })
+            });
+            run.saes = saes.collect::<Result<_>>()?;
+            run.metrics = read_rows(&own.recover.file("recovery.parquet")?)?;
+            run.trees = json::<Summary>(&own.recover, "summary.json")?.trees;
+            run.density = optional(&own.recover, "density.parquet")?;
+            run.probes = optional(&own.probe, "probes.parquet")?;
+            run.splices = optional(&own.probe, "splice.parquet")?;
+            run.stats = json(&own.harvest, "stats.json")?;
+        }
+        Ok(run)
+    }
+
+    /// This run, if it has SAEs, and those beside it.
+    ///
+    /// Errors: as of `read`.
+    pub(crate) fn contenders(&self, folders: &Folders) -> Result<Vec<Contender>> {
+        let own = folders.own.iter().map(|own| {
+            Ok(Contender {
+                run: None,
+                data: harvest_of(&own.recover),
+                saes: self.saes.iter().map(|sae| sae.config.clone()).collect(),
+                metrics: self.metrics.clone(),
+            })
+        });
+        let beside = folders.beside.iter().map(|beside| {
+            Ok(Contender {
+                run: Some(beside.run.clone()),
+                data: harvest_of(&beside.recover),
+                saes: beside.saes.iter().map(config_of_sae).collect::<Result<_>>()?,
+                metrics: read_rows(&beside.recover.file("recovery.parquet")?)?,
+            })
+        });
+        own.chain(beside).collect()
+    }
+
+    /// The first SAE of each family.
+    pub(crate) fn one_a_family(&self) -> impl Iterator<Item = &TrainedSae> {
+        let is_first = |(i, sae): &(usize, &TrainedSae)| {
+            !self.saes[..*i].iter().any(|earlier| earlier.config.family() == sae.config.family())
+        };
+        self.saes.iter().enumerate().filter(is_first).map(|(_, sae)| sae)
     }
 
     pub(crate) fn sae(&self, name: &str) -> Option<&TrainedSae> {
@@ -104,9 +190,30 @@ impl Run {
     }
 }
 
+/// What tells a run from others beside it.
+fn name_of(run: &Path) -> String {
+    run.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The digest of the activations on which it was measured.
+fn harvest_of(recover: &Input) -> String {
+    recover.manifest.key.inputs.get("harvest").cloned().unwrap_or_default()
+}
+
+/// As published: of an imported SAE the pipeline only knows the name.
+fn config_of_sae(input: &Input) -> Result<Sae> {
+    Ok(json::<Cfg>(input, "cfg.json")?.metadata.hiersae.config)
+}
+
 /// A table that a stage leaves out where it has nothing to say: without a language model there is nothing to probe.
 fn optional<R: Row>(input: &Input, path: &str) -> Result<Vec<R>> {
     if input.has(path) { read_rows(&input.file(path)?) } else { Ok(Vec::new()) }
+}
+
+/// A line of `train/saes.json`.
+#[derive(Deserialize)]
+struct Listed {
+    folder: String,
 }
 
 /// `recover/summary.json`, as far as it is read here.

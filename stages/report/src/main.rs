@@ -1,6 +1,7 @@
 //! The comparison: every figure that the run's artifacts hold, with its interval and the place it comes from
 //! (`results.json`), the same as tables for a reader (`report.md`), and pictures of training.
 
+mod comparison;
 mod figures;
 mod gaps;
 mod inputs;
@@ -21,7 +22,7 @@ use serde_json::json;
 use inputs::{Folders, Run};
 
 /// Rises when the report says something else about the same artifacts.
-const RECIPE: u32 = 3;
+const RECIPE: u32 = 4;
 
 fn main() -> ExitCode {
     main_of("report", "Compares the SAEs of a run: tables, figures with intervals, pictures", run)
@@ -34,21 +35,35 @@ fn run(stage: &Stage) -> Result<()> {
 
     let run = Run::read(&stage.pipeline, &folders)?;
     let figures = figures::collect(&run)?;
-    let gaps = gaps::find(&run, &figures);
-
-    let plots = plots::draw(&run, &figures)?;
+    let reference = run.pipeline.report.reference.as_deref();
+    let comparison = comparison::compare(&run.contenders(&folders)?, reference)?;
+    let mut gaps = if run.saes.is_empty() { Vec::new() } else { gaps::find(&run, &figures) };
+    let mut plots = plots::draw(&run, &figures)?;
+    if let Some(comparison) = &comparison {
+        gaps.extend(comparison.gaps(reference));
+        plots.extend(comparison::draw(comparison)?);
+    }
     for plot in &plots {
         task.write_bytes(&plot.path, plot.svg.as_bytes())?;
     }
-    let results = json!({
+    let mut results = json!({
         "title": run.pipeline.report.title,
         "made_from": run.made_from,
         "figures": figures.all,
-        "not_measured": gaps,
     });
+    if let Some(comparison) = &comparison {
+        results["comparison"] = serde_json::to_value(comparison)?;
+    }
+    results["not_measured"] = json!(gaps);
     task.write_json("results.json", &results)?;
-    task.write_bytes("report.md", page::render(&run, &figures, &gaps, &plots).as_bytes())?;
+    task.write_bytes("report.md", page::render(&run, &figures, comparison.as_ref(), &gaps, &plots).as_bytes())?;
     task.finish()?;
-    stage.log.line(format!("{} figures of {} SAEs, {} not measured", figures.all.len(), run.saes.len(), gaps.len()));
+    let n_groups = comparison.map_or(0, |comparison| comparison.groups.len());
+    stage.log.line(format!(
+        "{} figures of {} SAEs, {n_groups} rows of families, {} not measured",
+        figures.all.len(),
+        run.saes.len(),
+        gaps.len()
+    ));
     Ok(())
 }

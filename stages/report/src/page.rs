@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use artifact::config::Arch;
 
+use crate::comparison::{self, Comparison};
 use crate::figures::{Figure, Figures, Mode, Name};
 use crate::gaps;
 use crate::inputs::Run;
@@ -18,15 +19,30 @@ struct Page<'a> {
     out: String,
 }
 
-pub(crate) fn render(run: &Run, figures: &Figures, gaps: &[String], plots: &[Plot]) -> String {
+pub(crate) fn render(
+    run: &Run,
+    figures: &Figures,
+    comparison: Option<&Comparison>,
+    gaps: &[String],
+    plots: &[Plot],
+) -> String {
     let mut page = Page { run, figures, out: String::new() };
-    page.introduction();
-    page.reconstruction(plots);
-    page.probes();
-    page.trees();
-    page.planted();
-    page.training(plots);
-    page.others();
+    if run.saes.is_empty() {
+        page.introduction_to_runs();
+    } else {
+        page.introduction();
+    }
+    if let Some(comparison) = comparison {
+        page.out.push_str(&comparison::render(comparison, plots));
+    }
+    if !run.saes.is_empty() {
+        page.reconstruction(plots);
+        page.probes();
+        page.trees();
+        page.planted();
+        page.training(plots);
+        page.others();
+    }
     page.not_measured(gaps);
     page.origins();
     page.out
@@ -74,6 +90,22 @@ impl Page<'_> {
              gate takes part; without it an SAE is read flat, as any other. Brackets hold 95 % intervals, ↑ and ↓ say \
              which way is better, **bold** is the best of its column. † marks an L0 more than 5 % from the wanted one: \
              such a row competes only with its like.",
+        );
+    }
+
+    /// Of a report that has no SAEs of its own.
+    fn introduction_to_runs(&mut self) {
+        self.line(format!("# {}", self.run.pipeline.report.title));
+        let names = self.run.pipeline.report.beside.iter().filter_map(|run| run.file_name());
+        let names: Vec<_> = names.map(|name| name.to_string_lossy()).collect();
+        self.line(format!(
+            "The SAEs of the runs {}, which have reports of their own, in one comparison.",
+            names.join(", ")
+        ));
+        self.line(
+            "Everything is measured on held-out documents. *Native* thresholds are what training ended with; *prior* ones add \
+             each latent's firing rate and are refitted to the wanted L0. *Gated* means that the tree's gate takes part; \
+             without it an SAE is read flat, as any other. ↑ and ↓ say which way is better, **bold** is the best of its column.",
         );
     }
 

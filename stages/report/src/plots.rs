@@ -17,7 +17,7 @@ pub(crate) struct Plot {
 }
 
 /// Okabe and Ito's colours, which colour-blind readers can tell apart; yellow left out, since it is faint on white.
-const COLOURS: [RGBColor; 7] = [
+pub(crate) const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -28,13 +28,15 @@ const COLOURS: [RGBColor; 7] = [
 ];
 const SIZE: (u32, u32) = (760, 420);
 
+/// Of a family only its first SAE is drawn.
+///
 /// Errors: none that data can cause; plotters' own are passed on.
 pub(crate) fn draw(run: &Run, figures: &Figures) -> Result<Vec<Plot>> {
     let mut plots = Vec::new();
     plots.extend(ev_l0(run, figures)?);
     plots.extend(density(run)?);
     plots.extend(fvu(run)?);
-    for sae in &run.saes {
+    for sae in run.one_a_family() {
         plots.extend(loss(sae)?);
     }
     Ok(plots)
@@ -43,6 +45,10 @@ pub(crate) fn draw(run: &Run, figures: &Figures) -> Result<Vec<Plot>> {
 /// A point a mode, with its interval: filled where the threshold is native, hollow where it is the prior's; larger where
 /// gated.
 fn ev_l0(run: &Run, figures: &Figures) -> Result<Option<Plot>> {
+    if run.one_a_family().count() < run.saes.len() {
+        // The comparison draws families; a legend of every seed would hide all else.
+        return Ok(None);
+    }
     struct Point {
         mode: Mode,
         l0: f64,
@@ -62,7 +68,7 @@ fn ev_l0(run: &Run, figures: &Figures) -> Result<Option<Plot>> {
         return Ok(None);
     };
     let title = "Explained variance against L0";
-    let svg = picture(|area| {
+    let svg = picture(SIZE, |area| {
         let mut chart = ChartBuilder::on(area)
             .caption(title, ("sans-serif", 18))
             .margin(12)
@@ -104,13 +110,13 @@ fn density(run: &Run) -> Result<Option<Plot>> {
         mine.flat_map(|bin| [bin.log10_low, bin.log10_high].map(|x| (x, bin.n_latents as f64))).collect()
     };
     let lines: Vec<_> =
-        run.saes.iter().map(|sae| (&sae.config.name, bins(sae))).filter(|(_, l)| !l.is_empty()).collect();
+        run.one_a_family().map(|sae| (&sae.config.name, bins(sae))).filter(|(_, l)| !l.is_empty()).collect();
     let points = lines.iter().flat_map(|(_, line)| line.iter().filter(|(_, n_latents)| *n_latents > 0.0));
     let (Some(rates), Some(counts)) = (range(points.clone().map(|(x, _)| *x)), range(points.map(|(_, y)| *y))) else {
         return Ok(None);
     };
     let title = "How often latents fire (flat, native threshold)";
-    let svg = picture(|area| {
+    let svg = picture(SIZE, |area| {
         let mut chart = ChartBuilder::on(area)
             .caption(title, ("sans-serif", 18))
             .margin(12)
@@ -137,7 +143,7 @@ fn density(run: &Run) -> Result<Option<Plot>> {
 }
 
 fn fvu(run: &Run) -> Result<Option<Plot>> {
-    let lines = run.saes.iter().map(|sae| {
+    let lines = run.one_a_family().map(|sae| {
         let points = sae.curve.iter().map(|row| (row.tokens as f64, row.fvu)).collect();
         (sae.config.name.clone(), colour_of(run, &sae.config.name), points)
     });
@@ -181,7 +187,7 @@ fn lines_over_tokens(path: &str, title: &str, y: &str, lines: Vec<Line>) -> Resu
     let tokens = range(lines.iter().flat_map(|(_, _, points)| points.iter().map(|(x, _)| *x)));
     let exponents = range(lines.iter().flat_map(|(_, _, points)| points.iter().map(|(_, y)| y.log10())));
     let (Some((_, last)), Some((low, high))) = (tokens, exponents) else { return Ok(None) };
-    let svg = picture(|area| {
+    let svg = picture(SIZE, |area| {
         let mut chart = ChartBuilder::on(area)
             .caption(title, ("sans-serif", 18))
             .margin(12)
@@ -209,20 +215,23 @@ fn lines_over_tokens(path: &str, title: &str, y: &str, lines: Vec<Line>) -> Resu
     Ok(Some(Plot { path: path.into(), title: title.into(), svg }))
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type DrawResult<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub(crate) type DrawResult<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-fn picture(draw: impl FnOnce(&Area) -> DrawResult<()>) -> Result<String> {
+pub(crate) fn picture(size: (u32, u32), draw: impl FnOnce(&Area) -> DrawResult<()>) -> Result<String> {
     let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         let drawn = area.fill(&WHITE).map_err(Into::into).and_then(|()| draw(&area));
         drawn.and_then(|()| Ok(area.present()?)).map_err(|error| anyhow!("cannot draw: {error}"))?;
     }
     Ok(svg)
 }
 
-fn legend<'a, C>(chart: &mut ChartContext<'a, SVGBackend<'a>, C>, place: SeriesLabelPosition) -> DrawResult<()>
+pub(crate) fn legend<'a, C>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, C>,
+    place: SeriesLabelPosition,
+) -> DrawResult<()>
 where
     C: CoordTranslate,
 {
@@ -232,12 +241,13 @@ where
 }
 
 fn colour_of(run: &Run, sae: &str) -> RGBColor {
-    let place = run.saes.iter().position(|candidate| candidate.config.name == sae).unwrap_or(0);
+    let family = run.sae(sae).map(|sae| sae.config.family());
+    let place = run.one_a_family().position(|candidate| Some(candidate.config.family()) == family).unwrap_or(0);
     COLOURS[place % COLOURS.len()]
 }
 
 /// The least and the largest value, with a margin so that no point lies on the frame. `None` for no values.
-fn range(values: impl Iterator<Item = f64> + Clone) -> Option<(f64, f64)> {
+pub(crate) fn range(values: impl Iterator<Item = f64> + Clone) -> Option<(f64, f64)> {
     let low = values.clone().reduce(f64::min)?;
     let high = values.reduce(f64::max)?;
     let margin = ((high - low) * 0.08).max(1e-3 * high.abs().max(1e-6));

@@ -168,7 +168,7 @@ fn with_model(mut run: Run) -> Run {
 fn page_of(run: &Run) -> String {
     let figures = figures::collect(run).unwrap();
     let plots = plots::draw(run, &figures).unwrap();
-    page::render(run, &figures, &gaps::find(run, &figures), &plots)
+    page::render(run, &figures, None, &gaps::find(run, &figures), &plots)
 }
 
 fn gaps_of(run: &Run) -> Vec<String> {

@@ -1,19 +1,42 @@
-//! Reads `pipeline.yaml`. The only file that knows serde_yaml.
+//! Reads `pipeline.yaml`, and the files that it extends. The only file that knows serde_yaml.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_yaml::{Mapping, Value};
 
 use super::{Pipeline, Sae};
 
-/// Reads, parses and validates a pipeline.
+/// One file of a pipeline: what it says itself.
+struct Layer {
+    path: PathBuf,
+    sections: Mapping,
+    /// The same, typed; what it leaves out are defaults.
+    pipeline: Pipeline,
+}
+
+impl Layer {
+    fn sets(&self, keys: &[&str]) -> bool {
+        let mut keys = keys.iter();
+        let section = keys.next().and_then(|key| self.sections.get(*key));
+        section.is_some_and(|section| keys.try_fold(section, |value, key| value.get(*key)).is_some())
+    }
+}
+
+/// Reads, parses and validates a pipeline, merged with what it extends.
 ///
-/// Errors: the file cannot be read, is no YAML of the expected shape (key, line and column are named), or a value makes
-/// no sense (the key and the reason are named).
+/// Errors: a file cannot be read, extends itself, is no YAML of the expected shape (key, line and column are named), or a
+/// value makes no sense (the file, the key and the reason are named).
 pub fn load(path: &Path) -> Result<Pipeline> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("{}: cannot read the pipeline (give one with --config)", path.display()))?;
-    parse(&text).with_context(|| path.display().to_string())
+    let layers = layers(path)?;
+    let name = |path: &Path| match path == layers[0].path {
+        true => path.display().to_string(),
+        false => format!("{}, which {} extends", path.display(), layers[0].path.display()),
+    };
+    resolve(&layers).map_err(|error| {
+        let place = name(origin(&layers, &format!("{error:#}")));
+        error.context(place)
+    })
 }
 
 /// The JSON Schema of `pipeline.yaml`, for editors.
@@ -22,33 +45,100 @@ pub fn json_schema() -> String {
     serde_json::to_string_pretty(&schema).expect("a schema is plain JSON")
 }
 
-fn parse(text: &str) -> Result<Pipeline> {
-    // A section whose keys are all commented out parses as null; it means the section's defaults, as a missing one does.
-    let mut document: serde_yaml::Value = serde_yaml::from_str(text)?;
+/// The file, the one that it extends, the one that this extends, and so on.
+fn layers(path: &Path) -> Result<Vec<Layer>> {
+    let mut layers: Vec<Layer> = Vec::new();
+    let mut seen: Vec<PathBuf> = Vec::new();
+    let mut next = Some(path.to_owned());
+    while let Some(path) = next {
+        let of = layers.last().map(|layer| format!("{}: extends", layer.path.display()));
+        let layer = read(&path, layers.is_empty());
+        let layer = of.into_iter().fold(layer, |layer, of| layer.context(of))?;
+        let real = path.canonicalize().with_context(|| path.display().to_string())?;
+        if seen.contains(&real) {
+            let names: Vec<_> = layers.iter().map(|layer| layer.path.display().to_string()).collect();
+            bail!("{}: extends itself: {} → {}", names[0], names.join(" → "), path.display());
+        }
+        seen.push(real);
+        next = layer.pipeline.extends.as_ref().map(|base| path.parent().unwrap_or(Path::new("")).join(base));
+        layers.push(layer);
+    }
+    Ok(layers)
+}
+
+fn read(path: &Path, is_first: bool) -> Result<Layer> {
+    let text = std::fs::read_to_string(path).with_context(|| match is_first {
+        true => format!("{}: cannot read the pipeline (give one with --config)", path.display()),
+        false => format!("{}: cannot read", path.display()),
+    })?;
+    parse(&text, path).with_context(|| path.display().to_string())
+}
+
+fn parse(text: &str, path: &Path) -> Result<Layer> {
+    // A section whose keys are all commented out parses as null; it says nothing, as a missing one does.
+    let mut document: Value = serde_yaml::from_str(text)?;
     let Some(sections) = document.as_mapping_mut() else {
         bail!("expected sections such as `source:` and `train:`, found {}", kind(&document));
     };
-    refuse_beside_import(sections)?;
-    let has_null = sections.values().any(serde_yaml::Value::is_null);
+    let has_null = sections.values().any(Value::is_null);
+    sections.retain(|_, value| !value.is_null());
+    let sections = sections.clone();
     let pipeline: Pipeline = if has_null {
-        sections.retain(|_, value| !value.is_null());
         serde_yaml::from_value(document)?
     } else {
         // Parsed from the text and not from the value, since only then does an error know its line and column.
         serde_yaml::from_str(text)?
     };
+    if let Some(base) = &pipeline.extends {
+        ensure!(!base.as_os_str().is_empty(), "extends is empty: name a file");
+    }
+    Ok(Layer { path: path.to_owned(), sections, pipeline })
+}
+
+/// The pipeline that the files make together, an SAE for each of its seeds and budgets.
+fn resolve(layers: &[Layer]) -> Result<Pipeline> {
+    let mut sections = Mapping::new();
+    layers.iter().rev().for_each(|layer| merge(&mut sections, &layer.sections));
+    refuse_beside_import(&sections)?;
+    let says_k = saes(&sections).map(|sae| sae.get("k").is_some_and(|k| !k.is_null())).collect::<Vec<_>>();
+    let mut pipeline = match layers {
+        [only] => only.pipeline.clone(),
+        _ => serde_yaml::from_value(Value::Mapping(sections))?,
+    };
+    pipeline.extends = None;
+    pipeline.train.expand(&says_k)?;
     pipeline.validate()?;
     Ok(pipeline)
 }
 
+/// Lays `over` upon `base`: maps are merged key by key, to any depth; lists and single values are replaced.
+fn merge(base: &mut Mapping, over: &Mapping) {
+    for (key, value) in over {
+        match (base.get_mut(key), value) {
+            (Some(Value::Mapping(base)), Value::Mapping(over)) => merge(base, over),
+            _ => {
+                base.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// The file that has the last word on the key with which an error's message begins: the first file that sets it, or, where
+/// none does, the section around it.
+fn origin<'a>(layers: &'a [Layer], message: &str) -> &'a Path {
+    let key = message.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.')).next().unwrap_or_default();
+    let keys: Vec<&str> = key.split('.').collect();
+    let origin = |n_keys: usize| layers.iter().find(|layer| layer.sets(&keys[..n_keys]));
+    (1..=keys.len()).rev().find_map(origin).map_or(&layers[0].path, |layer| &layer.path)
+}
+
 /// A finished SAE has no training to configure. Only the file tells a key that was set from one that was left out.
-fn refuse_beside_import(sections: &serde_yaml::Mapping) -> Result<()> {
-    let saes = sections.get("train").and_then(|train| train.get("saes")).and_then(serde_yaml::Value::as_sequence);
-    for (i, sae) in saes.into_iter().flatten().enumerate() {
+fn refuse_beside_import(sections: &Mapping) -> Result<()> {
+    for (i, sae) in saes(sections).enumerate() {
         let Some(sae) = sae.as_mapping().filter(|sae| sae.get("import").is_some_and(|import| !import.is_null())) else {
             continue;
         };
-        for key in sae.keys().filter_map(serde_yaml::Value::as_str) {
+        for key in sae.keys().filter_map(Value::as_str) {
             ensure!(
                 Sae::BESIDE_IMPORT.contains(&key),
                 "train.saes[{i}].{key} has no meaning beside import: that SAE is finished"
@@ -58,150 +148,18 @@ fn refuse_beside_import(sections: &serde_yaml::Mapping) -> Result<()> {
     Ok(())
 }
 
-fn kind(value: &serde_yaml::Value) -> &'static str {
+fn saes(sections: &Mapping) -> impl Iterator<Item = &Value> {
+    let saes = sections.get("train").and_then(|train| train.get("saes")).and_then(Value::as_sequence);
+    saes.into_iter().flatten()
+}
+
+fn kind(value: &Value) -> &'static str {
     match value {
-        serde_yaml::Value::Null => "an empty file",
-        serde_yaml::Value::Sequence(_) => "a list",
+        Value::Null => "an empty file",
+        Value::Sequence(_) => "a list",
         _ => "a single value",
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn error_of(text: &str) -> String {
-        format!("{:#}", parse(text).expect_err("expected an error"))
-    }
-
-    const SYNTHETIC: &str = "source: {synthetic: {}}\ntrain: {saes: [{name: a, n_coarse: 512, n_fine: 4096}]}\n";
-
-    #[test]
-    fn missing_keys_take_their_defaults() {
-        let pipeline = parse(SYNTHETIC).unwrap();
-        assert_eq!(pipeline.train.batch_size, 4096);
-        assert_eq!(pipeline.train.saes[0].d_sae(), 4608);
-    }
-
-    #[test]
-    fn an_empty_section_means_its_defaults() {
-        let pipeline = parse(&format!("{SYNTHETIC}probe:\nreport:\n")).unwrap();
-        assert_eq!(pipeline.probe.ks, [1, 2, 5, 20]);
-    }
-
-    #[test]
-    fn an_unknown_key_is_named_with_its_line() {
-        let error = error_of("source: {synthetic: {}}\ntrain:\n  batchsize: 3\n");
-        assert!(error.contains("batchsize") && error.contains("line 3"), "{error}");
-    }
-
-    #[test]
-    fn nan_is_refused_by_name() {
-        let error =
-            error_of("source: {synthetic: {}}\ntrain: {lr: .nan, saes: [{name: a, n_coarse: 512, n_fine: 4096}]}\n");
-        assert!(error.contains("train.lr = NaN"), "{error}");
-    }
-
-    #[test]
-    fn two_sources_are_refused() {
-        let error =
-            error_of("source: {synthetic: {}, model: {}}\ntrain: {saes: [{name: a, n_coarse: 512, n_fine: 4096}]}\n");
-        assert!(error.contains("exactly one of"), "{error}");
-    }
-
-    #[test]
-    fn a_budget_beyond_its_level_is_refused_by_name() {
-        let error =
-            error_of("source: {synthetic: {}}\ntrain: {saes: [{name: a, n_coarse: 32, k: 80, k_coarse: 64}]}\n");
-        assert!(error.contains("train.saes[0].k_coarse = 64 exceeds n_coarse = 32"), "{error}");
-    }
-
-    #[test]
-    fn a_tree_sae_is_refused_by_the_key_that_does_not_fit_it() {
-        let pipeline = |keys: &str| {
-            format!("source: {{synthetic: {{}}}}\ntrain: {{saes: [{{name: a, arch: tree-sae, n_fine: 96, {keys}}}]}}\n")
-        };
-        let sae = parse(&pipeline("n_coarse: 32, k: 32")).unwrap().train.saes.remove(0);
-        assert_eq!(sae.k_coarse(), Some(26));
-        let other = parse(&pipeline("n_coarse: 32, k_coarse: 30, tree_sae: {growth: 1, active_above: 0}")).unwrap();
-        assert_eq!(other.train.saes[0].tree_sae().map(|tree| (tree.growth, tree.interval)), Some((1.0, 0.03)));
-        for (keys, expected) in [
-            ("k: 8", "train.saes[0].n_coarse = 0 must be at least 1"),
-            ("n_coarse: 32, k: 1", "train.saes[0].k = 1 leaves nothing for one of the levels"),
-            ("n_coarse: 32, k: 8, k_coarse: 8", "train.saes[0].k_coarse = 8 must lie between 1 and k − 1 = 7"),
-            ("n_coarse: 4, k: 8", "train.saes[0].k_coarse = 7 exceeds n_coarse = 4"),
-            ("n_coarse: 32, select: batchtopk", "train.saes[0].select = Batchtopk is not what TreeSae means"),
-            ("n_coarse: 32, prefixes: {}", "train.saes[0].prefixes are given for a Tree SAE"),
-            ("n_coarse: 32, tree: {}", "train.saes[0].tree belongs to arch hiersae"),
-            ("n_coarse: 32, curriculum: {}", "train.saes[0].curriculum belongs to"),
-            ("n_coarse: 32, l1: 0.1", "train.saes[0].l1 has no meaning"),
-            ("n_coarse: 32, decoder_norms: free", "train.saes[0].decoder_norms = free"),
-            ("n_coarse: 32, aux_k: {normalise: true}", "train.saes[0].aux_k.normalise has no meaning"),
-            ("n_coarse: 32, tree_sae: {interval: 0.2}", "train.saes[0].tree_sae.interval exceeds max_interval"),
-            ("n_coarse: 32, tree_sae: {interval: 0}", "train.saes[0].tree_sae.interval = 0 must be a positive number"),
-            ("n_coarse: 32, tree_sae: {growth: .nan}", "train.saes[0].tree_sae.growth = NaN must be at least 1"),
-            ("n_coarse: 32, tree_sae: {root_reset: 2}", "train.saes[0].tree_sae.root_reset = 2 must lie between"),
-            ("n_coarse: 32, tree_sae: {active_above: -1}", "train.saes[0].tree_sae.active_above = -1 must be zero or"),
-            ("n_coarse: 32, tree_sae: {eligible_within: 0}", "train.saes[0].tree_sae.eligible_within = 0 must be"),
-        ] {
-            let error = error_of(&pipeline(keys));
-            assert!(error.contains(expected), "{keys}: {error}");
-        }
-        let error = error_of("source: {synthetic: {}}\ntrain: {saes: [{name: a, arch: topk, tree_sae: {}}]}\n");
-        assert!(error.contains("train.saes[0].tree_sae belongs to arch tree-sae, not Topk"), "{error}");
-    }
-
-    #[test]
-    fn a_synthetic_source_is_refused_by_the_key_that_does_not_fit_it() {
-        let pipeline = |keys: &str| {
-            format!("source: {{synthetic: {{{keys}}}}}\ntrain: {{saes: [{{name: a, n_coarse: 512, n_fine: 4096}}]}}\n")
-        };
-        let recipe = |keys: &str| parse(&pipeline(keys)).unwrap().source.synthetic.unwrap().recipe();
-        for (preset, tight, loose) in [("small", 680, 336), ("half", 5440, 2688), ("full", 10_880, 5376)] {
-            assert_eq!(recipe(&format!("preset: {preset}")).n_in_trees(), Some(tight), "{preset}");
-            assert_eq!(recipe(&format!("preset: {preset}, loose: true")).n_in_trees(), Some(loose), "{preset}");
-        }
-        assert_eq!(recipe("preset: half, depth: 0").n_in_trees(), Some(0));
-        assert_eq!(recipe("preset: half").n_train, None);
-        for (keys, expected) in [
-            ("preset: huge", "huge"),
-            ("n_parents: 3", "n_parents"),
-            ("p_child: 0.3", "source.synthetic.p_child has no meaning with loose: false"),
-            ("loose: true, p_max: 0.3", "source.synthetic.p_max has no meaning with loose: true"),
-            ("loose: true, compensate: true", "source.synthetic.compensate has no meaning with loose: true"),
-            ("n_features: 600", "source.synthetic.n_features = 600 is too few for 8 trees of branching 4 and depth 3"),
-            ("depth: 99", "source.synthetic.n_features = 1024 is too few"),
-            ("p_max: 1.5", "source.synthetic.p_max = 1.5 must lie between 0 and 1"),
-            ("p_min: 0.5", "source.synthetic.p_min = 0.5 exceeds p_max = 0.4"),
-            ("magnitude_last: 0", "source.synthetic.magnitude_last = 0 must be a positive number"),
-            ("noise_std: .nan", "source.synthetic.noise_std = NaN"),
-            ("n_train: 0", "source.synthetic.n_train = 0 must be at least 1"),
-        ] {
-            let error = error_of(&pipeline(keys));
-            assert!(error.contains(expected), "{keys}: {error}");
-        }
-    }
-
-    #[test]
-    fn an_import_takes_no_key_of_a_training() {
-        let pipeline = |keys: &str| format!("source: {{synthetic: {{}}}}\ntrain: {{saes: [{{name: a, {keys}}}]}}\n");
-        let sae = &parse(&pipeline("import: ./a, prior_kappa: 0.5")).unwrap().train.saes[0];
-        assert_eq!(sae.import.as_deref(), Some(Path::new("./a")));
-        // Also where the value is the default.
-        for (keys, key) in [("k: 32", "k"), ("arch: hiersae", "arch"), ("lr: 1e-3", "lr"), ("tree: {}", "tree")] {
-            let error = error_of(&pipeline(&format!("import: ./a, {keys}")));
-            assert!(error.contains(&format!("train.saes[0].{key} has no meaning beside import")), "{error}");
-        }
-        assert!(error_of(&pipeline("import: ''")).contains("train.saes[0].import is empty"));
-        assert!(error_of(&pipeline("import: ./a, kk: 3")).contains("kk"));
-        assert!(parse(&pipeline("import: null, n_coarse: 512")).is_ok());
-    }
-
-    #[test]
-    fn the_schema_names_every_section() {
-        let schema = json_schema();
-        for section in ["source", "harvest", "train", "recover", "probe", "report"] {
-            assert!(schema.contains(&format!("\"{section}\"")), "{section}");
-        }
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 //!
 //! A stage's manifest keeps its section whole, so these structs are also what decides whether a stage is up to date.
 
+mod expand;
 mod load;
 mod sae;
 mod source;
@@ -17,6 +18,8 @@ pub use stages::{ActivationDtype, GpuPrecision, Harvest, Probe, ProbeTask, Recov
 pub use synthetic::{Preset, Probabilities, Recipe, Synthetic};
 pub use tree_sae::TreeSae;
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +27,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pipeline {
+    /// Another pipeline file, relative to this one, on which this one is laid: maps are merged key by key, lists and single
+    /// values replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extends: Option<PathBuf>,
     /// Every random stream is ChaCha keyed by this seed, the stage, the shard and the step.
     pub seed: u64,
     /// Where SAEs are trained. `auto` takes CUDA when it was compiled in and a GPU answers, else the CPU. All else runs on

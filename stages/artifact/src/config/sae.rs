@@ -14,8 +14,13 @@ pub struct Sae {
     /// Its folder under `train/`.
     pub name: String,
     /// A finished SAE to take as it is, instead of training one: a folder in SAELens' format (version 6 or later), or in
-    /// dictionary_learning's. It goes with `name` and `prior_kappa` alone.
+    /// dictionary_learning's. It goes with `name`, `family`, `prior_kappa` and
+    /// `refine_sweeps` alone.
     pub import: Option<PathBuf>,
+    /// What it is called in comparisons, where SAEs of one family differ in seed or k. Unset: its name, and with
+    /// `train.seeds` or `train.ks` the name that stands here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family: Option<String>,
     pub arch: Arch,
     /// How active latents are chosen. Unset: relu for vanilla, topk for topk and tree-sae, batchtopk for the others.
     pub select: Option<Select>,
@@ -23,7 +28,7 @@ pub struct Sae {
     pub n_coarse: usize,
     /// Latents of the fine level, or all of them in a flat SAE.
     pub n_fine: usize,
-    /// The wanted L0: active latents per token, over both levels.
+    /// The wanted L0: active latents per token, over both levels. Unset: 32, or each of `train.ks`.
     pub k: usize,
     /// Of which coarse. Unset: both levels compete for one budget, but 13 of 16 for tree-sae, as published (26 of 32).
     pub k_coarse: Option<usize>,
@@ -57,7 +62,7 @@ pub struct Sae {
     pub prior_kappa: Option<f64>,
     /// Sweeps of the refined modes, in which latents are judged by what the others leave of a token; 0: no such modes.
     pub refine_sweeps: usize,
-    /// Unset: the pipeline's seed.
+    /// Unset: the pipeline's seed, or each of `train.seeds`.
     pub seed: Option<u64>,
     /// Unset: `train.lr`.
     pub lr: Option<f64>,
@@ -265,7 +270,7 @@ pub struct AuxK {
 
 impl Sae {
     /// Keys that have a meaning for a finished SAE too.
-    pub(super) const BESIDE_IMPORT: [&str; 4] = ["name", "import", "prior_kappa", "refine_sweeps"];
+    pub(super) const BESIDE_IMPORT: [&str; 5] = ["name", "import", "family", "prior_kappa", "refine_sweeps"];
 
     /// The folder of a finished SAE by its own name: where it lies means nothing elsewhere.
     pub fn import_name(&self) -> Option<&Path> {
@@ -331,6 +336,7 @@ impl Default for Sae {
         Self {
             name: String::new(),
             import: None,
+            family: None,
             arch: Arch::default(),
             select: None,
             n_coarse: 0,

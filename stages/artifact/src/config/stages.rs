@@ -1,5 +1,7 @@
 //! One section for each stage after `source`.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -78,7 +80,18 @@ pub struct Train {
     /// On a GPU: what the operands of the encoder's product are rounded to. It decides which latents are active where two
     /// come close; sums, and the values of what is active, are f32 in any case. The CPU selects as f32 does, always.
     pub gpu_precision: GpuPrecision,
+    /// Every SAE without a `seed` of its own is trained once for each of these, in folders `train/NAME-s0` and so on. Equal
+    /// seeds see equal batches, so that SAEs can be compared seed by seed. Unset: once, with the pipeline's seed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<u64>,
+    /// Every SAE without a `k` of its own is trained once for each of these, in folders `train/NAME-k15` and so on, or
+    /// `train/NAME-k15-s0`. Unset: once, with k = 32.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ks: Vec<usize>,
     pub saes: Vec<Sae>,
+    /// For each SAE, its number in the file; set by the reader, and empty where they are the same.
+    #[serde(skip)]
+    pub places: Vec<usize>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -146,6 +159,13 @@ pub struct Splice {
 #[serde(deny_unknown_fields, default)]
 pub struct Report {
     pub title: String,
+    /// The family of SAEs, by its name, from which the comparison's differences are taken. Where runs beside this one have
+    /// a family of that name too, `RUN/NAME` tells which; by its bare name, a family's differences are from the one in its
+    /// own run, or else from the first that shares a seed with it. Unset: no differences.
+    pub reference: Option<String>,
+    /// Other runs to compare with: folders, each with the `train` and `recover` of a finished run. With them a pipeline may
+    /// have no source and no SAEs, and its report is the comparison alone.
+    pub beside: Vec<PathBuf>,
 }
 
 impl Default for Harvest {
@@ -178,7 +198,10 @@ impl Default for Train {
             resident_mb: 4096,
             together: None,
             gpu_precision: GpuPrecision::default(),
+            seeds: Vec::new(),
+            ks: Vec::new(),
             saes: Vec::new(),
+            places: Vec::new(),
         }
     }
 }
@@ -210,6 +233,6 @@ impl Default for Splice {
 
 impl Default for Report {
     fn default() -> Self {
-        Self { title: "HierSAE".into() }
+        Self { title: "HierSAE".into(), reference: None, beside: Vec::new() }
     }
 }

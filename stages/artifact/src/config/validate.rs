@@ -5,13 +5,17 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail, ensure};
 
 use super::{
-    Arch, AuxK, DecoderNorms, JumpRelu, L1Weighting, PAnneal, ParentSet, Pipeline, Probabilities, Sae, Select, Source,
-    Synthetic, TextSource,
+    Arch, AuxK, DecoderNorms, JumpRelu, L1Weighting, PAnneal, ParentSet, Pipeline, Probabilities, Report, Sae, Select,
+    Source, Synthetic, TextSource,
 };
 
 impl Pipeline {
     /// Errors: the first value that makes no sense, as `train.saes[1].k = 0 must be at least 1`.
     pub fn validate(&self) -> Result<()> {
+        self.report.validate()?;
+        if self.only_compares() {
+            return Ok(());
+        }
         self.source.validate()?;
         let harvest = &self.harvest;
         at_least("harvest.context_length", harvest.context_length, 2)?;
@@ -41,6 +45,11 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Whether it has no data and no SAEs of its own, and only reports on those of other runs.
+    pub fn only_compares(&self) -> bool {
+        !self.report.beside.is_empty() && self.source == Source::default() && self.train.saes.is_empty()
+    }
+
     fn validate_train(&self) -> Result<()> {
         let train = &self.train;
         at_least("train.batch_size", train.batch_size, 2)?;
@@ -64,9 +73,27 @@ impl Pipeline {
         ensure!(!train.saes.is_empty(), "train.saes is empty: name at least one SAE");
         let mut names = BTreeSet::new();
         for (i, sae) in train.saes.iter().enumerate() {
-            let at = format!("train.saes[{i}]");
+            let at = format!("train.saes[{}]", train.place(i));
             sae.validate(&at)?;
             ensure!(names.insert(&sae.name), "{at}.name = {} is taken by an earlier SAE", sae.name);
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn validate(&self) -> Result<()> {
+        ensure!(self.reference.as_deref() != Some(""), "report.reference is empty: name a family of SAEs");
+        let names: Vec<_> = self.beside.iter().map(|run| run.file_name()).collect();
+        for (i, run) in self.beside.iter().enumerate() {
+            let (at, run) = (format!("report.beside[{i}]"), run.display());
+            ensure!(!run.to_string().is_empty(), "{at} is empty: name the folder of a run");
+            ensure!(names[i].is_some(), "{at} = {run} has no name: write the folder out");
+            // Families are told apart by the last part of the path, and nothing else of it belongs in a report.
+            let earlier = names[..i].iter().position(|name| *name == names[i]);
+            if let Some(earlier) = earlier {
+                bail!("{at} = {run} ends as report.beside[{earlier}] does, and runs are told apart by that");
+            }
         }
         Ok(())
     }
@@ -164,12 +191,17 @@ impl Synthetic {
 
 impl Sae {
     fn validate(&self, at: &str) -> Result<()> {
-        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let is_legal = |name: &str| {
+            let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !name.is_empty() && name.chars().all(legal) && !name.starts_with('.')
+        };
         ensure!(
-            !self.name.is_empty() && self.name.chars().all(legal) && !self.name.starts_with('.'),
+            is_legal(&self.name),
             "{at}.name = `{}` must be letters, digits, `-`, `_` and `.`, since it names a folder",
             self.name
         );
+        let family = self.family();
+        ensure!(is_legal(family), "{at}.family = `{family}` must be letters, digits, `-`, `_` and `.`");
         // What stands in train/ and recover/ beside the SAEs' folders.
         let tables = ["recovery", "edges", "latents", "trees", "density"].map(|table| format!("{table}.parquet"));
         let is_taken = tables.contains(&self.name)

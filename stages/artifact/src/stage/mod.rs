@@ -119,6 +119,11 @@ fn main_with(
 
 fn start(name: &'static str, args: StageArgs, gpu: Option<GpuSupport>) -> Result<Stage> {
     let pipeline = config::load(&args.config)?;
+    anyhow::ensure!(
+        name == "report" || !pipeline.only_compares(),
+        "{}: nothing to do for {name}: this pipeline only compares the runs in report.beside",
+        args.config.display()
+    );
     let log = Log::new(name, args.log_format, args.quiet);
     if !args.status {
         log.to_folder(&args.run.join("log"))?;

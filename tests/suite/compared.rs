@@ -1,0 +1,92 @@
+//! Variants of a pipeline, families of SAEs over seeds, and several runs in one report.
+
+use std::path::Path;
+use std::process::Command;
+
+use pipeline_tests::{Run, program, repository, stderr};
+use serde_json::Value;
+
+/// The smoke pipeline with two SAEs for each of three seeds.
+fn variant() -> String {
+    format!(
+        "extends: {}\ntrain:\n  n_tokens: 10000\n  seeds: [0, 1, 2]\n  saes:\n    \
+         - {{name: batchtopk, arch: batchtopk, n_fine: 16, k: 2}}\n    \
+         - {{name: hiersae, n_coarse: 8, n_fine: 8, k: 2, tree: {{update_every: 10}}}}\n\
+         report: {{reference: batchtopk}}\n",
+        repository().join("configs/smoke.yaml").display()
+    )
+}
+
+fn results(report: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(report.join("results.json")).unwrap()).unwrap()
+}
+
+fn report(config: &Path, folder: &Path) -> std::process::Output {
+    let mut command = Command::new(program("report"));
+    command.arg("--config").arg(config).arg("--run").arg(folder).output().unwrap()
+}
+
+#[test]
+fn families_are_compared_over_seeds_within_a_run_and_between_runs() {
+    let run = Run::new(&variant());
+    run.all();
+    let trained: Vec<_> = run.manifests().into_keys().filter(|folder| folder.starts_with("train/")).collect();
+    let expected = ["batchtopk", "hiersae"].map(|name| [0, 1, 2].map(|seed| format!("train/{name}-s{seed}")));
+    assert_eq!(trained, expected.concat());
+
+    let results_of_run = results(&run.folder.join("report"));
+    let comparison = &results_of_run["comparison"];
+    let differences = comparison["differences"].as_array().unwrap();
+    let ev =
+        differences.iter().find(|row| row["metric"] == "ev" && row["view"] == "gated" && row["threshold"] == "prior");
+    let ev = ev.expect("EV of hiersae, gated, less that of batchtopk");
+    assert_eq!((ev["family"].as_str(), ev["reference"].as_str()), (Some("hiersae"), Some("batchtopk")));
+    assert_eq!(ev["n_seeds"].as_u64(), Some(3));
+    // The mean of the seeds' own figures.
+    let of_group = |family: &str, view: &str| {
+        let groups = comparison["groups"].as_array().unwrap();
+        let mut groups = groups.iter().filter(|group| group["family"] == family && group["view"] == view);
+        let figures = groups.find(|group| group["threshold"] == "prior").unwrap()["figures"].as_array().unwrap();
+        let ev = figures.iter().find(|figure| figure["metric"] == "ev" && figure["level"] == "all").unwrap();
+        ev["values"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).sum::<f64>() / 3.0
+    };
+    let expected = of_group("hiersae", "gated") - of_group("batchtopk", "flat");
+    assert!((ev["mean"].as_f64().unwrap() - expected).abs() <= 1e-12, "{ev}, expected {expected}");
+    let page = std::fs::read_to_string(run.folder.join("report/report.md")).unwrap();
+    assert!(page.contains("## Comparison over seeds") && page.contains("(compare-edge-f1-prior.svg)"), "{page}");
+
+    // The same run twice, beside each other: told apart by the folders' names, and reported on by neither.
+    let (first, second) = (run.home().join("first"), run.home().join("second"));
+    std::fs::rename(&run.folder, &first).unwrap();
+    let copy = Command::new("cp").arg("-r").arg(&first).arg(&second).status().unwrap();
+    assert!(copy.success());
+    let both = run.home().join("both.yaml");
+    let text = format!("report: {{reference: batchtopk, beside: [{}, {}]}}\n", first.display(), second.display());
+    std::fs::write(&both, text).unwrap();
+    let output = report(&both, run.home());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let groups = results(&run.home().join("report"))["comparison"]["groups"].clone();
+    let mut families: Vec<_> = groups.as_array().unwrap().iter().map(|group| group["family"].clone()).collect();
+    families.dedup();
+    assert_eq!(families, ["first/batchtopk", "first/hiersae", "second/batchtopk", "second/hiersae"]);
+    // Made from what they hold, wherever that lies.
+    let manifest = std::fs::read_to_string(run.home().join("report/manifest.json")).unwrap();
+    assert!(
+        manifest.contains("\"beside/second/recover\"") && !manifest.contains(&first.display().to_string()),
+        "{manifest}"
+    );
+    assert!(stderr(&report(&both, run.home())).contains("up to date"));
+
+    std::fs::remove_file(second.join("recover/manifest.json")).unwrap();
+    let message = stderr(&report(&both, run.home()));
+    assert!(message.contains("report.beside: ") && message.contains("second/recover: nothing published"), "{message}");
+}
+
+#[test]
+fn a_pipeline_that_only_compares_has_work_for_the_report_alone() {
+    let run = Run::new("report: {beside: [./nowhere]}\n");
+    let message = run.expect_error("train", &[]);
+    assert!(message.contains("nothing to do for train"), "{message}");
+    let message = run.expect_error("report", &[]);
+    assert!(message.contains("report.beside: ./nowhere/train: nothing published there yet"), "{message}");
+}
