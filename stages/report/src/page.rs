@@ -86,8 +86,9 @@ impl Page<'_> {
         self.line(table.render());
         self.line(
             "Everything below is measured on held-out documents. *Native* thresholds are what training ended with; \
-             *prior* ones add each latent's firing rate and are refitted to the wanted L0. *Gated* means that the tree's \
-             gate takes part; without it an SAE is read flat, as any other. Brackets hold 95 % intervals, ↑ and ↓ say \
+             *prior* ones add each latent's firing rate and are refitted to the wanted L0; *refined* ones judge each latent \
+             by what the others leave of a token, so that such an SAE is no longer one pass of a linear encoder. *Gated* \
+             means that the tree's gate takes part; without it an SAE is read flat, as any other. Brackets hold 95 % intervals, ↑ and ↓ say \
              which way is better, **bold** is the best of its column. † marks an L0 more than 5 % from the wanted one: \
              such a row competes only with its like.",
         );
@@ -104,7 +105,8 @@ impl Page<'_> {
         ));
         self.line(
             "Everything is measured on held-out documents. *Native* thresholds are what training ended with; *prior* ones add \
-             each latent's firing rate and are refitted to the wanted L0. *Gated* means that the tree's gate takes part; \
+             each latent's firing rate and are refitted to the wanted L0; *refined* ones judge each latent by what the others \
+             leave of a token. *Gated* means that the tree's gate takes part; \
              without it an SAE is read flat, as any other. ↑ and ↓ say which way is better, **bold** is the best of its column.",
         );
     }
