@@ -127,7 +127,7 @@ fn sae(args: &Args) -> Result<Sae> {
         n_coarse,
         n_fine: args.d_sae - n_coarse,
         k: args.k,
-        aux_k: AuxK { weight: 0.0, ..AuxK::default() },
+        aux_k: AuxK { weight: Some(0.0), ..AuxK::default() },
         // All that HierSAE ever does, in every measured step.
         curriculum: is_hiersae.then(|| Curriculum { coarse_until: 0.0, fine_full_at: 0.0, ..Curriculum::default() }),
         tree: is_hiersae.then(|| Tree { gate_from: 0.0, gate_to: 0.0, ..Tree::default() }),

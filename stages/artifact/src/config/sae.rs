@@ -257,8 +257,9 @@ pub struct Curriculum {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AuxK {
-    /// Weight of the auxiliary error; 0 switches it off.
-    pub weight: f64,
+    /// Weight of the auxiliary error; 0 switches it off. Unset: 1, as SAELens has it, but 1/32 where the error is divided by
+    /// the residual's variance, as Gao et al. have it.
+    pub weight: Option<f64>,
     /// Dead latents used per token. Unset: half of d_model.
     pub k: Option<usize>,
     /// A latent that has not fired for this many tokens is dead, for every use of the word.
@@ -288,6 +289,12 @@ impl Sae {
             Arch::Topk | Arch::MatchingPursuit | Arch::TreeSae => Select::Topk,
             Arch::Batchtopk | Arch::Matryoshka | Arch::Hiersae => Select::Batchtopk,
         })
+    }
+
+    /// The weight of AuxK.
+    pub fn aux_weight(&self) -> f64 {
+        let is_normalised = self.aux_k.normalise || self.arch == Arch::TreeSae;
+        self.aux_k.weight.unwrap_or(if is_normalised { 1.0 / 32.0 } else { 1.0 })
     }
 
     /// The coarse level's own budget, if it has one.
@@ -434,6 +441,6 @@ impl Default for Curriculum {
 
 impl Default for AuxK {
     fn default() -> Self {
-        Self { weight: 1.0 / 32.0, k: None, dead_after: 150_000, normalise: false }
+        Self { weight: None, k: None, dead_after: 150_000, normalise: false }
     }
 }

@@ -269,7 +269,7 @@ impl Sae {
         if let Some(beta1) = self.adam_beta1 {
             ensure!((0.0..1.0).contains(&beta1), "{at}.adam_beta1 = {beta1} must lie between 0 and 1, 1 excluded");
         }
-        not_negative(&format!("{at}.aux_k.weight"), self.aux_k.weight)?;
+        not_negative(&format!("{at}.aux_k.weight"), self.aux_weight())?;
         self.validate_penalty(at)?;
         self.validate_hierarchy(at)?;
         self.validate_tree_sae(at)

@@ -42,6 +42,8 @@ fn entries(weights: &Weights, x: &[f32], above: f32) -> SparseRows {
 struct Terms {
     ends: Vec<usize>,
     betas: Vec<f32>,
+    /// What does not reach the next shorter prefix, of each longer one's gradient.
+    withheld: f32,
     l1: f64,
     is_weighted: bool,
     /// Dead latents, and the weight of their term.
@@ -51,7 +53,7 @@ struct Terms {
 
 impl Terms {
     fn prefixes(&self) -> Prefixes {
-        Prefixes::nested(self.ends.clone(), self.betas.clone())
+        Prefixes { reach: 1.0 - self.withheld, ..Prefixes::nested(self.ends.clone(), self.betas.clone()) }
     }
 }
 
@@ -159,6 +161,33 @@ fn nested_reconstructions_with_weights_of_their_own() {
 }
 
 #[test]
+fn each_longer_reconstruction_reaches_a_latent_with_its_share() {
+    let (weights, x) = (weights(), batch());
+    let (ends, betas) = (vec![2, 5, D_SAE], [0.5f32, 0.25, 1.0]);
+    let whole = Terms { ends: ends.clone(), betas: betas.to_vec(), withheld: 0.75, ..Terms::default() };
+    let found = gradients(&Kept, &whole, &weights, &x).1;
+    // Reconstructions one by one, whose gradients are held to finite differences elsewhere.
+    let alone: Vec<Gradients> = (0..3)
+        .map(|p| {
+            let only = |q: usize| if q == p { betas[q] } else { 0.0 };
+            let terms = Terms { ends: ends.clone(), betas: (0..3).map(only).collect(), ..Terms::default() };
+            gradients(&Kept, &terms, &weights, &x).1
+        })
+        .collect();
+    let rows: [fn(&Gradients) -> (&[f32], usize); 3] =
+        [|g| (&g.w_enc, D_MODEL), |g| (&g.w_dec, D_MODEL), |g| (&g.b_enc, 1)];
+    for row in rows {
+        let (found, width) = row(&found);
+        for (i, &found) in found.iter().enumerate() {
+            let first = ends.partition_point(|&end| end <= i / width);
+            let share = |p: usize| 0.25f32.powi((p - first) as i32);
+            let expected: f32 = (first..3).map(|p| share(p) * row(&alone[p]).0[i]).sum();
+            assert!((found - expected).abs() <= 1e-5 * (1.0 + expected.abs()), "{found} {expected} at {i}");
+        }
+    }
+}
+
+#[test]
 fn l1_plain_and_weighted_by_the_decoder() {
     for is_weighted in [false, true] {
         let lengths = weights().w_dec.chunks(D_MODEL).map(|row| dot(row, row).sqrt()).collect();
@@ -175,10 +204,16 @@ fn dead_latents_explain_the_residual() {
 
 #[test]
 fn the_dense_pass_gives_what_the_sparse_one_does() {
+    for reach in [1.0, 0.5] {
+        check_dense(reach);
+    }
+}
+
+fn check_dense(reach: f32) {
     let (weights, x) = (weights(), batch());
     let chosen = entries(&weights, &x, 0.0);
     let x = centered(&x, &weights);
-    let prefixes = Prefixes::nested(vec![3, D_SAE], vec![0.5, 1.0]);
+    let prefixes = Prefixes { reach, ..Prefixes::nested(vec![3, D_SAE], vec![0.5, 1.0]) };
     let relu = Relu { l1: 0.01, lengths: None };
     let objective = Objective {
         activation: &relu,

@@ -245,7 +245,7 @@ fn matryoshka_with_and_without_dead_latents() {
 }
 
 fn jumprelu(jumprelu: JumpReluConfig) -> Sae {
-    let aux_k = AuxK { dead_after: 255, ..AuxK::default() };
+    let aux_k = AuxK { weight: Some(1.0 / 32.0), dead_after: 255, ..AuxK::default() };
     let jumprelu = JumpReluConfig { threshold: 0.05, bandwidth: 0.1, ..jumprelu };
     // SAELens trains with momentum, and leaves decoder norms free.
     let (adam_beta1, decoder_norms) = (Some(0.9), Some(DecoderNorms::Free));
@@ -284,7 +284,7 @@ fn matching_pursuit() {
 
 fn hiersae_with(fixed: Vec<usize>, min_excess: f64) -> Sae {
     Sae {
-        aux_k: AuxK { weight: 0.0, ..AuxK::default() },
+        aux_k: AuxK { weight: Some(0.0), ..AuxK::default() },
         prefixes: Some(PrefixesConfig { fixed, n_random: 0, ..PrefixesConfig::default() }),
         curriculum: Some(Curriculum { coarse_until: 0.0, fine_full_at: 0.0, ..Curriculum::default() }),
         tree: Some(Tree {

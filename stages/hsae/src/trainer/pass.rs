@@ -233,13 +233,14 @@ impl Trainer {
         // Fine latents are not dead before their time has come.
         let n_in_use = self.n_in_use(phase) as u32;
         let dead = &dead[..dead.partition_point(|&j| j < n_in_use)];
-        if aux.weight == 0.0 || self.config.has_penalty() || dead.is_empty() {
+        let weight = self.config.aux_weight();
+        if weight == 0.0 || self.config.has_penalty() || dead.is_empty() {
             return None;
         }
         let k = aux.k.unwrap_or(self.state.weights.d_model / 2).max(1);
         // Few dead latents cannot be asked to explain the whole residual, unless its variance measures their error.
         let share = if aux.normalise { 1.0 } else { (dead.len() as f64 / k as f64).min(1.0) };
-        Some(AuxK { dead, k, weight: aux.weight * share, is_normalised: aux.normalise })
+        Some(AuxK { dead, k, weight: weight * share, is_normalised: aux.normalise })
     }
 
     /// JumpReLU's pull on dead latents, where it is switched on.

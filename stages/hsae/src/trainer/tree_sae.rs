@@ -42,7 +42,7 @@ impl Trainer {
         let aux = CoarseAux {
             dead: &dead,
             k: self.config.aux_k.k.unwrap_or(d_model / 2).max(1),
-            weight: self.config.aux_k.weight,
+            weight: self.config.aux_weight(),
             n_coarse,
         };
         let mut prefixes = self.prefixes(phase);

@@ -24,7 +24,7 @@ impl Trainer {
         let gate = self.gate(&phase, parents.as_deref());
         let gate_strength = gate.map_or(0.0, |gate| gate.strength);
         let aux = &self.config.aux_k;
-        let may_have_dead = aux.weight != 0.0 && self.someone_may_be_dead(n_rows);
+        let may_have_dead = self.config.aux_weight() != 0.0 && self.someone_may_be_dead(n_rows);
         let plan = Plan {
             phase: &phase,
             prefixes: &prefixes,
