@@ -231,7 +231,7 @@ mod tests {
         sae.rules.flat_native = Rule::Above(vec![0.0, 0.1, 0.2, f32::MAX, 1e-30]);
         sae.rules.gated_native = Rule::TopK(2);
         let shift = vec![-3.0, -2.5, f32::MIN, 0.0, 0.5];
-        sae.rules.gated_refined = Some(Refinement { shift, thresholds: vec![0.25, 1e-30] });
+        sae.rules.gated_refined = Some(Refinement { shift, thresholds: vec![0.25, 1e-30, f32::MIN, f32::MAX] });
         for gate in [TreeGate::Soft(0.0), TreeGate::Soft(0.3), TreeGate::Hard { active_above: 1e-3 }] {
             sae.gate = gate;
             let file = tempfile::NamedTempFile::new().unwrap();

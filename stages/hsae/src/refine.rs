@@ -20,10 +20,7 @@ use crate::trained::{Rule, apply};
 /// Tokens of a parallel piece of work.
 const BLOCK_ROWS: usize = 64;
 /// Added to the diagonal of the Gram matrix, whose entries are 1 there: latents that are alike share what they explain.
-const RIDGE: f32 = 1e-3;
-/// Conjugate gradients end at this share of the right side's length, or after so many steps.
-const TOLERANCE: f64 = 1e-5;
-const MOST_STEPS: usize = 64;
+const RIDGE: f64 = 1e-3;
 
 /// The sweeps of one view.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,7 +94,8 @@ impl Refiner<'_> {
         (candidates, scores)
     }
 
-    /// Magnitudes by least squares, token by token; those that would be negative are left out.
+    /// Magnitudes by least squares, token by token. Those that would be negative are left out and the rest solved again,
+    /// until none is.
     pub(crate) fn solve(&self, x: &[f32], active: &SparseRows) -> SparseRows {
         let n_rows = active.n_rows();
         let blocks: Vec<SparseRows> = (0..n_rows.div_ceil(BLOCK_ROWS))
@@ -129,53 +127,55 @@ vectorised! {
     fn solve_block(refiner: &Refiner, x: &[f32], active: &SparseRows, first: usize) -> SparseRows {
         let d_model = refiner.d_model;
         let mut acts = SparseRows::new(active.n_cols);
-        let (mut gram, mut right) = (Vec::new(), Vec::new());
         for t in first..(first + BLOCK_ROWS).min(active.n_rows()) {
-            let idx = active.row(t).0;
+            let mut idx = active.row(t).0.to_vec();
             let row = |j: u32| &refiner.w_dec[j as usize * d_model..(j as usize + 1) * d_model];
-            let (n, x) = (idx.len(), &x[t * d_model..(t + 1) * d_model]);
-            gram.clear();
-            gram.resize(n * n, 0.0);
-            right.clear();
+            let x = &x[t * d_model..(t + 1) * d_model];
+            let mut right: Vec<f64> = idx.iter().map(|&j| f64::from(dot(x, row(j)))).collect();
+            // The lower half of the Gram matrix, row after row.
+            let mut gram = Vec::with_capacity(idx.len() * (idx.len() + 1) / 2);
             for (a, &j) in idx.iter().enumerate() {
-                right.push(dot(x, row(j)));
-                for (b, &i) in idx[..a].iter().enumerate() {
-                    let product = dot(row(j), row(i));
-                    (gram[a * n + b], gram[b * n + a]) = (product, product);
-                }
-                gram[a * n + a] = dot(row(j), row(j)) + RIDGE;
+                gram.extend(idx[..a].iter().map(|&i| f64::from(dot(row(j), row(i)))));
+                gram.push(f64::from(dot(row(j), row(j))) + RIDGE);
             }
-            let solution = conjugate_gradients(&gram, &right);
-            acts.push_row(idx.iter().copied().zip(solution).filter(|&(_, act)| act > 0.0));
+            let mut solution = solve(gram.clone(), right.clone());
+            while solution.iter().any(|&act| act <= 0.0) {
+                let keep: Vec<usize> = (0..idx.len()).filter(|&a| solution[a] > 0.0).collect();
+                gram = keep.iter().enumerate().flat_map(|(n, &a)| {
+                    let gram = &gram;
+                    keep[..=n].iter().map(move |&b| gram[a * (a + 1) / 2 + b])
+                }).collect();
+                right = keep.iter().map(|&a| right[a]).collect();
+                idx = keep.iter().map(|&a| idx[a]).collect();
+                solution = solve(gram.clone(), right.clone());
+            }
+            acts.push_row(idx.into_iter().zip(solution.into_iter().map(|act| act as f32)));
         }
         acts
     }
 }
 
-/// Solves gram · z = right for a symmetric positive definite matrix. Shapes: gram [n, n], right [n] → [n].
-/// Source: Hestenes & Stiefel 1952.
+/// The solution of gram · z = right, by Cholesky's decomposition. Shapes: gram the lower half of [n, n], positive definite,
+/// row after row; right [n] → [n].
 #[inline(always)]
-fn conjugate_gradients(gram: &[f32], right: &[f32]) -> Vec<f32> {
+fn solve(mut gram: Vec<f64>, mut right: Vec<f64>) -> Vec<f64> {
     let n = right.len();
-    let inner = |a: &[f32], b: &[f32]| f64::from(dot(a, b));
-    let mut z = vec![0f32; n];
-    let (mut residual, mut direction) = (right.to_vec(), right.to_vec());
-    let mut square = inner(right, right);
-    let least = TOLERANCE * TOLERANCE * square;
-    for _ in 0..MOST_STEPS {
-        if square <= least {
-            break;
+    let at = |a: usize, b: usize| a * (a + 1) / 2 + b;
+    for a in 0..n {
+        for b in 0..=a {
+            let (row, other) = (at(a, 0), at(b, 0));
+            let sum: f64 = (0..b).map(|c| gram[row + c] * gram[other + c]).sum();
+            let rest = gram[row + b] - sum;
+            gram[row + b] = if a == b { rest.sqrt() } else { rest / gram[other + b] };
         }
-        let moved: Vec<f32> = gram.chunks_exact(n).map(|row| dot(row, &direction)).collect();
-        let step = (square / inner(&direction, &moved)) as f32;
-        z.iter_mut().zip(&direction).for_each(|(z, d)| *z += step * d);
-        residual.iter_mut().zip(&moved).for_each(|(r, m)| *r -= step * m);
-        let next = inner(&residual, &residual);
-        let turn = (next / square) as f32;
-        direction.iter_mut().zip(&residual).for_each(|(d, r)| *d = r + turn * *d);
-        square = next;
+        let sum: f64 = (0..a).map(|c| gram[at(a, c)] * right[c]).sum();
+        right[a] = (right[a] - sum) / gram[at(a, a)];
     }
-    z
+    for a in (0..n).rev() {
+        let sum: f64 = (a + 1..n).map(|c| gram[at(c, a)] * right[c]).sum();
+        right[a] = (right[a] - sum) / gram[at(a, a)];
+    }
+    right
 }
 
 #[cfg(test)]

@@ -8,6 +8,10 @@ use crate::trained::{Mode, Rule, Rules, Threshold, TrainedSae, TreeGate, View, a
 
 /// Rows that tell where the thresholds lie, about.
 const N_FEW: usize = 1024;
+/// So many looks from lower and lower bounds, then one from the lowest.
+const LOOKS: i32 = 4;
+/// Least squares leave some latents out; so often is the threshold lowered to make up for them.
+const CORRECTIONS: usize = 3;
 /// Candidates are collected from so far below that, in parts of the rows' mean score; further below at each further look.
 const MARGIN: f32 = 0.1;
 
@@ -48,28 +52,39 @@ struct Sweep<'a> {
 impl Sweep<'_> {
     /// The threshold, and the activations after the sweep. Shapes: x [n, d_model], acts [n, d_sae] sparse.
     fn threshold(&self, x: &[f32], acts: &SparseRows) -> (f32, SparseRows) {
+        let wanted = self.k * acts.n_rows() as f64;
         let n_few = N_FEW.min(acts.n_rows());
-        let lowest = f32::NEG_INFINITY;
-        let start = self.above(&x[..n_few * self.refiner.d_model], &acts.first_rows(n_few), lowest).0;
+        let few = &x[..n_few * self.refiner.d_model];
+        let start = self.above(few, &acts.first_rows(n_few), f32::MIN, self.k * n_few as f64).0;
         let mean = acts.vals.iter().map(|&act| f64::from(act)).sum::<f64>() / acts.nnz().max(1) as f64;
         let mut bound = start - MARGIN * mean as f32;
+        let mut n = wanted;
+        let mut corrections = 0;
         for look in 1.. {
-            let (threshold, active) = self.above(x, acts, bound);
-            if threshold >= bound || bound == lowest {
-                return (threshold, self.refiner.solve(x, &active));
+            let (threshold, active) = self.above(x, acts, bound, n);
+            if threshold < bound && bound > f32::MIN {
+                bound = if look < LOOKS { bound - 4f32.powi(look) * MARGIN * mean as f32 } else { f32::MIN };
+                continue;
             }
-            bound = if look < 4 { bound - 4f32.powi(look) * MARGIN * mean as f32 } else { lowest };
+            let solved = self.refiner.solve(x, &active);
+            let n_missing = wanted - solved.nnz() as f64;
+            // Where all candidates are active, a lower threshold finds no more.
+            if corrections == CORRECTIONS || n_missing <= 1e-3 * wanted || threshold <= f32::MIN {
+                return (threshold, solved);
+            }
+            corrections += 1;
+            n += n_missing;
         }
-        unreachable!("the last look is from the lowest bound")
+        unreachable!("bounds and corrections come to an end")
     }
 
-    /// The threshold for the wanted L0 among candidates above a bound, and what is active by it.
-    fn above(&self, x: &[f32], acts: &SparseRows, bound: f32) -> (f32, SparseRows) {
+    /// The threshold above which `n` of the candidates above a bound lie, and what is active by it.
+    fn above(&self, x: &[f32], acts: &SparseRows, bound: f32, n: f64) -> (f32, SparseRows) {
         let (candidates, scores) = self.refiner.scores(x, acts, &self.refinement.lower(bound));
         let shift = &self.refinement.shift;
         let shifted: Vec<f32> = candidates.idx.iter().zip(&scores).map(|(&j, s)| s + shift[j as usize]).collect();
-        let n = self.k * acts.n_rows() as f64;
-        let threshold = threshold_for(&candidates, &shifted, n, |_| true);
+        // What is published has to be a number: no threshold at all is the lowest one.
+        let threshold = threshold_for(&candidates, &shifted, n, |_| true).max(f32::MIN);
         (threshold, apply(&Rule::Above(self.refinement.lower(threshold)), &candidates, &scores))
     }
 }

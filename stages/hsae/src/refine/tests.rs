@@ -37,31 +37,32 @@ fn refiner<'a>(w_dec: &'a [f32], packed: &'a PackedEncoder, gate: Option<Gate<'a
     Refiner { w_dec, d_model: D_MODEL, packed, zeros: &[0.0; D_SAE], gate }
 }
 
-/// ‖a − b‖ over ‖b‖.
-fn distance(a: &[f64], b: &[f64]) -> f64 {
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
-}
-
-/// Least squares with the ridge, by Gaussian elimination in f64.
+/// Non-negative least squares with the ridge, by coordinate descent in f64.
 fn naive_solution(w_dec: &[f32], x: &[f32], idx: &[u32]) -> Vec<f64> {
-    let n = idx.len();
-    let inner = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
-    let row = |i: usize| &w_dec[idx[i] as usize * D_MODEL..][..D_MODEL];
-    let mut rows: Vec<Vec<f64>> = (0..n)
-        .map(|a| {
-            let ridge = |b: usize| if a == b { f64::from(RIDGE) } else { 0.0 };
-            (0..n).map(|b| inner(row(a), row(b)) + ridge(b)).chain([inner(x, row(a))]).collect()
-        })
-        .collect();
-    for a in 0..n {
-        let pivot = rows[a].clone();
-        for (_, other) in rows.iter_mut().enumerate().filter(|&(b, _)| b != a) {
-            let factor = other[a] / pivot[a];
-            other.iter_mut().zip(&pivot).for_each(|(o, p)| *o -= factor * p);
+    let row = |j: u32| &w_dec[j as usize * D_MODEL..][..D_MODEL];
+    let mut rest: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    let mut z = vec![0.0; idx.len()];
+    for _ in 0..20_000 {
+        for (z, &j) in z.iter_mut().zip(idx) {
+            let row = row(j).iter().map(|&w| f64::from(w));
+            let length: f64 = row.clone().map(|w| w * w).sum();
+            let along: f64 = row.clone().zip(&rest).map(|(w, r)| w * r).sum();
+            let moved = f64::max(0.0, (along + *z * length) / (length + RIDGE));
+            rest.iter_mut().zip(row).for_each(|(r, w)| *r -= (moved - *z) * w);
+            *z = moved;
         }
     }
-    (0..n).map(|a| rows[a][n] / rows[a][a]).collect()
+    z
+}
+
+/// The squared error and the ridge's part.
+fn cost(w_dec: &[f32], x: &[f32], idx: &[u32], z: &[f64]) -> f64 {
+    let mut rest: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    for (&j, z) in idx.iter().zip(z) {
+        let row = &w_dec[j as usize * D_MODEL..][..D_MODEL];
+        rest.iter_mut().zip(row).for_each(|(r, &w)| *r -= z * f64::from(w));
+    }
+    rest.iter().chain(z.iter().map(|z| z * RIDGE.sqrt()).collect::<Vec<_>>().iter()).map(|r| r * r).sum()
 }
 
 #[test]
@@ -70,21 +71,44 @@ fn magnitudes_are_least_squares() {
     let (x, acts) = rows(&w_dec);
     let packed = PackedEncoder::pack(Path::detect(), &w_dec, D_MODEL);
     let solved = refiner(&w_dec, &packed, None).solve(&x, &acts);
-    let mut n_compared = 0;
-    for t in 0..N_ROWS {
-        let idx = acts.row(t).0;
-        let expected = naive_solution(&w_dec, &x[t * D_MODEL..(t + 1) * D_MODEL], idx);
-        let kept = idx.iter().zip(&expected).filter(|&(_, &z)| z > 0.0);
-        let (kept, expected): (Vec<u32>, Vec<f64>) = kept.unzip();
-        assert_eq!(solved.row(t).0, kept, "row {t}");
-        if !kept.is_empty() {
-            let found: Vec<f64> = solved.row(t).1.iter().map(|&z| f64::from(z)).collect();
-            let error = distance(&found, &expected);
-            assert!(error <= 1e-4, "row {t}: {error}");
-            n_compared += 1;
+    for t in 0..40 {
+        let (idx, x) = (acts.row(t).0, &x[t * D_MODEL..(t + 1) * D_MODEL]);
+        let expected = naive_solution(&w_dec, x, idx);
+        let found = |j: &u32| solved.row(t).0.binary_search(j).map_or(0.0, |at| f64::from(solved.row(t).1[at]));
+        for (j, expected) in idx.iter().zip(&expected) {
+            assert!((found(j) - expected).abs() <= 1e-3, "row {t}, latent {j}: {} {expected}", found(j));
         }
     }
-    assert!(n_compared > N_ROWS / 2);
+}
+
+#[test]
+fn latents_that_are_nearly_the_same_do_not_cancel_each_other() {
+    // Two rows at a cosine of .99, a signal on the first, and noise that a pair of opposite magnitudes would fit.
+    let mut rng = stream(3, "test/refine", 0, 0);
+    let mut w_dec = dictionary();
+    let twin: Vec<f32> = w_dec[..D_MODEL].iter().zip(&w_dec[D_MODEL..]).map(|(a, b)| a + 0.14 * b).collect();
+    let length = dot(&twin, &twin).sqrt();
+    w_dec[D_MODEL..2 * D_MODEL].iter_mut().zip(twin).for_each(|(w, twin)| *w = twin / length);
+    let packed = PackedEncoder::pack(Path::detect(), &w_dec, D_MODEL);
+    let refiner = refiner(&w_dec, &packed, None);
+    let mut n_dropped = 0;
+    for _ in 0..100 {
+        let noise = |_| 0.4 * Distribution::<f32>::sample(&StandardNormal, &mut rng);
+        let mut x: Vec<f32> = (0..D_MODEL).map(noise).collect();
+        x.iter_mut().zip(&w_dec).for_each(|(x, w)| *x += 3.0 * w);
+        let mut active = SparseRows::new(D_SAE);
+        active.push_row([(0, 1.0), (1, 1.0)]);
+        let solved = refiner.solve(&x, &active);
+        let found: Vec<f64> = solved.row(0).1.iter().map(|&z| f64::from(z)).collect();
+        let expected = naive_solution(&w_dec, &x, &[0, 1]);
+        let (found, expected) = (cost(&w_dec, &x, solved.row(0).0, &found), cost(&w_dec, &x, &[0, 1], &expected));
+        // Leaving out the most negative at once need not be the very best choice, but is as good as the better single one.
+        let single = |j: u32| cost(&w_dec, &x, &[j], &naive_solution(&w_dec, &x, &[j]));
+        let best_single = single(0).min(single(1));
+        assert!(found <= best_single * 1.02 && found >= expected * (1.0 - 1e-4), "{found} {expected} {best_single}");
+        n_dropped += usize::from(solved.nnz() == 1);
+    }
+    assert!(n_dropped >= 20, "{n_dropped}");
 }
 
 #[test]

@@ -123,7 +123,7 @@ fn thresholds_reach_the_wanted_l0_on_the_rows_they_were_set_on() {
             let missing = 8192 - acts.nnz() as i64;
             // Least squares leave out what they make negative.
             let is_refined = mode.threshold == Threshold::Refined;
-            let most = if is_topk && !is_refined { 8192 / 3 } else { 1 + i64::from(is_refined) * 8192 / 100 };
+            let most = if is_topk && !is_refined { 8192 / 3 } else { 1 + i64::from(is_refined) * 8192 / 500 };
             assert!((0..=most).contains(&missing), "{arch:?} {mode:?}: {missing} of 8192 missing");
         }
     }
