@@ -2,6 +2,7 @@
 //! reconstruction stands in for the activation (science.md §9). Writes `probe/probes.parquet` and `probe/splice.parquet`.
 
 mod bootstrap;
+mod classes;
 mod cross_entropy;
 mod examples;
 mod logistic;
@@ -11,7 +12,6 @@ mod probing;
 mod splice;
 mod tasks;
 mod texts;
-mod wordnet;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -9,11 +9,9 @@ use artifact::stage::{Input, Log, Stage, VADER};
 use artifact::tables::Context;
 
 use crate::examples::{Split, unseen};
-use crate::{movies, wordnet};
+use crate::{classes, movies};
 
-/// Sources as `fetch` names them, and the files in them.
-const WORDNET: &str = "wordnet";
-const NOUNS: &str = "data.noun";
+/// The file in VADER's source.
 const MOVIES: &str = "movieReviewSnippets_GroundTruth.txt";
 
 /// The task's name in tables and logs.
@@ -27,7 +25,7 @@ pub(crate) fn name(task: ProbeTask) -> &'static str {
 /// Where the task's texts lie. Errors: they have not been fetched.
 pub(crate) fn source(stage: &Stage, task: ProbeTask) -> Result<Input> {
     stage.source_input(match task {
-        ProbeTask::WordnetClass => WORDNET,
+        ProbeTask::WordnetClass => wordnet::SOURCE,
         ProbeTask::MovieSentiment => VADER,
     })
 }
@@ -46,11 +44,12 @@ pub(crate) fn draw(
 ) -> Result<Split> {
     let name = name(task);
     let (mut labelled, classes) = match task {
-        ProbeTask::WordnetClass => wordnet::read(&source.file(NOUNS)?, probe.n_classes)?,
+        ProbeTask::WordnetClass => classes::read(&source.file(wordnet::NOUNS)?, probe.n_classes)?,
         ProbeTask::MovieSentiment => (movies::read(&source.file(MOVIES)?)?, movies::CLASSES.to_vec()),
     };
     if task == ProbeTask::WordnetClass {
-        let trained_on = harvested.iter().filter(|context| context.split == "train" && context.source == WORDNET);
+        let trained_on =
+            harvested.iter().filter(|context| context.split == "train" && context.source == wordnet::SOURCE);
         let trained_on: BTreeSet<String> = trained_on.map(|context| context.name.clone()).collect();
         // Twice what is needed, since a split by groups does not come out even to the last text.
         match unseen(&labelled, &trained_on, classes.len(), 2 * probe.n_examples / classes.len()) {

@@ -7,8 +7,10 @@ use hsae::{Mode, Threshold, TrainedSae, View};
 use crate::documents::Documents;
 use crate::edges::{Ground, Measuring};
 use crate::firing::Firing;
+use crate::glosses::Glosses;
 use crate::hedging::hedging;
 use crate::heldout::Heldout;
+use crate::hierarchy::Detecting;
 use crate::matching::Matching;
 use crate::measure::Measure;
 use crate::oracle::Halves;
@@ -33,6 +35,8 @@ pub(crate) struct Setting {
     measuring_rows: Vec<usize>,
     measuring: Ground,
     planted: Option<Planted>,
+    /// Where texts of WordNet were harvested.
+    glosses: Option<Glosses>,
 }
 
 struct Planted {
@@ -43,7 +47,13 @@ struct Planted {
 
 impl Setting {
     /// Errors: the split has one document only.
-    pub(crate) fn new(config: &Recover, seed: u64, heldout: Heldout, truth: Option<Truth>) -> Result<Self> {
+    pub(crate) fn new(
+        config: &Recover,
+        seed: u64,
+        heldout: Heldout,
+        truth: Option<Truth>,
+        glosses: Option<Glosses>,
+    ) -> Result<Self> {
         let documents: &Documents = &heldout.documents;
         let [choosing, measuring] = documents.halves(seed)?;
         let (_, choosing_rows) = documents.subset(&choosing);
@@ -57,6 +67,7 @@ impl Setting {
             measuring_rows,
             measuring: Ground::new(&measuring, seed, config.n_bootstrap, config.n_shifts),
             planted: truth.map(|truth| Planted { truth, ground }),
+            glosses,
             heldout,
         })
     }
@@ -98,6 +109,15 @@ impl Setting {
             let edges = measuring.edges(tree, is_eligible);
             tables.add_tree(sae, mode, tree, trees[0].name, &edges);
         }
+        // The first tree is the one that the controls belong to; its figures carry no name.
+        let suffix = |i: usize| if i == 0 { String::new() } else { format!("_{}", trees[i].name) };
+        if let Some(glosses) = &self.glosses {
+            let detecting = Detecting::new(&glosses.concepts, &glosses.firing(sae, mode)?, &glosses.halves);
+            measures.extend(detecting.of_latents());
+            for (i, tree) in trees.iter().enumerate() {
+                measures.extend(detecting.of_tree(tree, &suffix(i), self.seed, self.config.n_bootstrap));
+            }
+        }
         if let Some(Against { truth, matching, ground }) = against {
             measures.extend(truth::of_features(truth, matching, &firing, &sae.w_dec));
             if mode == ONCE {
@@ -105,9 +125,7 @@ impl Setting {
             }
             measures.extend(true_tree::absorption(truth, matching, &firing));
             for (i, tree) in trees.iter().enumerate() {
-                // The first tree is the one that the controls belong to; its figures carry no name.
-                let suffix = if i == 0 { String::new() } else { format!("_{}", tree.name) };
-                measures.extend(true_tree::of_edges(tree, truth, matching, &suffix));
+                measures.extend(true_tree::of_edges(tree, truth, matching, &suffix(i)));
                 if tree.name == "own" {
                     measures.extend(true_tree::of_eligible_edges(tree, truth, matching, is_eligible));
                 }

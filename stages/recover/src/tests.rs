@@ -22,7 +22,7 @@ const LONE: usize = 29;
 const DOC_LENGTH: usize = 25;
 
 /// The perfect SAE of the planted forest: its own tree is the planted one, its coarse latents are the parents.
-fn perfect_sae(truth: &Truth) -> TrainedSae {
+pub(crate) fn perfect_sae(truth: &Truth) -> TrainedSae {
     let n = truth.n_features();
     TrainedSae {
         packed: hsae::Packed::default(),
@@ -69,7 +69,7 @@ fn tables_of(truth: Truth, gates: &planted::Dense, n_threads: usize, mode: Mode)
     let sae = perfect_sae(&truth);
     let config = Recover { n_bootstrap: 20, n_shifts: 10, ..Recover::default() };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
-    pool.install(|| Setting::new(&config, 0, heldout, Some(truth)).unwrap().measure(&sae, &[mode]).unwrap())
+    pool.install(|| Setting::new(&config, 0, heldout, Some(truth), None).unwrap().measure(&sae, &[mode]).unwrap())
 }
 
 fn value(tables: &Tables, metric: &str, level: &str) -> f64 {

@@ -193,7 +193,7 @@ fn f1_of_features(truth: &Truth, matching: &Matching, firing: &Firing) -> Option
 }
 
 /// Mean |cosine| over the pairs of the one-to-one assignment, as many as the shorter side.
-fn mcc(matching: &Matching) -> Option<f64> {
+pub(crate) fn mcc(matching: &Matching) -> Option<f64> {
     let assigned = matching.assigned.iter().enumerate();
     mean(assigned.filter_map(|(latent, feature)| Some(matching.cosine(latent, (*feature)?).abs())))
 }

@@ -119,8 +119,11 @@ pub struct Recover {
     pub min_excess: f64,
     /// An edge needs its child to fire this often on the half that chooses edges.
     pub min_firings: u64,
-    /// A true feature and a latent count as matched above this cosine.
+    /// A true feature and a latent count as matched above this cosine, and so do latents of SAEs that differ in their seed.
     pub match_cosine: f64,
+    /// Where WordNet's glosses are among the texts: a synset is a class that latents may detect if at least so many of the
+    /// harvested glosses are its own or of what stands below it. 0: trees are not held against WordNet's.
+    pub wordnet_min_glosses: usize,
 }
 
 /// What the latents are good for downstream.
@@ -208,7 +211,14 @@ impl Default for Train {
 
 impl Default for Recover {
     fn default() -> Self {
-        Self { n_bootstrap: 200, n_shifts: 20, min_excess: 0.5, min_firings: 20, match_cosine: 0.5 }
+        Self {
+            n_bootstrap: 200,
+            n_shifts: 20,
+            min_excess: 0.5,
+            min_firings: 20,
+            match_cosine: 0.5,
+            wordnet_min_glosses: 20,
+        }
     }
 }
 

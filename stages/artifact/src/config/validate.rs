@@ -203,7 +203,8 @@ impl Sae {
         let family = self.family();
         ensure!(is_legal(family), "{at}.family = `{family}` must be letters, digits, `-`, `_` and `.`");
         // What stands in train/ and recover/ beside the SAEs' folders.
-        let tables = ["recovery", "edges", "latents", "trees", "density"].map(|table| format!("{table}.parquet"));
+        let tables =
+            ["recovery", "edges", "latents", "trees", "density", "stability"].map(|table| format!("{table}.parquet"));
         let is_taken = tables.contains(&self.name)
             || ["checkpoint", "saes.json", "summary.json", "manifest.json"].contains(&self.name.as_str());
         ensure!(!is_taken, "{at}.name = {} is a name that train/ or recover/ needs itself", self.name);

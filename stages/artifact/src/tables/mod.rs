@@ -229,6 +229,35 @@ rows! {
 }
 
 rows! {
+    /// `recover/stability.parquet`: two SAEs of one configuration and different seeds, whose latents are matched one to one
+    /// by their decoder rows. A row a mode and tree that both have, and a second one with the two exchanged.
+    pub struct Stability {
+        sae: String,
+        seed: u64,
+        other: String,
+        other_seed: u64,
+        view: String,
+        threshold: String,
+        /// `own` or `posthoc`.
+        tree: String,
+        /// Mean |cosine| of all pairs, dead latents included.
+        mcc: f64,
+        n_latents: u64,
+        /// Pairs whose |cosine| exceeds `recover.match_cosine`.
+        n_matched: u64,
+        /// Edges of the tree of `sae`; those whose both ends are matched; and those of these that, carried over, are edges
+        /// of the tree of `other`.
+        n_edges: u64,
+        n_edges_matched: u64,
+        n_edges_kept: u64,
+        /// n_edges_kept / n_edges_matched; null where nothing is matched.
+        edges_kept: Option<f64>,
+        /// What it would be if the parents of the tree of `other` were dealt out to its children at random.
+        edges_kept_by_chance: Option<f64>,
+    }
+}
+
+rows! {
     /// `probe/probes.parquet`.
     pub struct ProbeScore {
         sae: String,

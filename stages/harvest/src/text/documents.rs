@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use artifact::config::{Text, TextSource};
 use artifact::stage::Input;
 use artifact::tables::read_text_column;
+use wordnet::Synset;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Document {
@@ -32,7 +33,7 @@ impl Documents {
     /// Errors: a file is not what was fetched, or not what its name says.
     pub(super) fn open(input: &Input, text: &Text) -> Result<Self> {
         let documents = match text.from {
-            TextSource::Wordnet => Self::Held(glosses(&input.file("data.noun")?)?),
+            TextSource::Wordnet => Self::Held(glosses(&input.file(wordnet::NOUNS)?)?),
             TextSource::StateOfTheUnion => Self::Files(files(input, "speeches/")?),
             TextSource::File => Self::open_local(input, text)?,
         };
@@ -88,20 +89,10 @@ impl Documents {
     }
 }
 
-/// The glosses of WordNet's `data.noun`, examples included, one synset each, named by its offset in the file.
-///
-/// Format: wndb(5WN). Lines of the licence start with a space; all others are `OFFSET … | GLOSS`.
+/// WordNet's glosses, examples included, one synset each, named by its offset.
 fn glosses(path: &Path) -> Result<Vec<Document>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;
-    let mut documents = Vec::new();
-    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.starts_with(' ') && !line.is_empty()) {
-        let parts = line.split_once(' ').zip(line.split_once(" | "));
-        let Some(((offset, _), (_, gloss))) = parts else {
-            bail!("{}: line {} is no synset", path.display(), i + 1);
-        };
-        documents.push(Document { name: offset.into(), text: gloss.trim_end().into() });
-    }
-    Ok(documents)
+    let document = |synset: Synset| Document { name: synset.offset, text: synset.gloss };
+    Ok(wordnet::read(path)?.into_iter().map(document).collect())
 }
 
 fn files(input: &Input, prefix: &str) -> Result<Vec<PathBuf>> {
@@ -159,7 +150,7 @@ mod tests {
         );
         std::fs::write(&path, "00001740 03 n 01 entity\n").unwrap();
         let error = format!("{:#}", glosses(&path).unwrap_err());
-        assert!(error.contains("line 1 is no synset"), "{error}");
+        assert!(error.contains("line 1: expected a gloss"), "{error}");
     }
 
     #[test]

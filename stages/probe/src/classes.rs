@@ -1,8 +1,9 @@
-//! WordNet's noun synsets: glosses and their lexicographer classes, from `data.noun`.
+//! WordNet's glosses and their lexicographer classes.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use wordnet::Synset;
 
 use crate::examples::Labelled;
 
@@ -40,16 +41,10 @@ const FIRST_CLASS: usize = 3;
 /// The glosses of the `n_classes` most frequent classes, each named by its synset's offset, and those classes' names, the
 /// most frequent first. A label is a class's place among the names.
 ///
-/// Errors: the file cannot be read, a line is malformed (file and line are named), or there are fewer classes.
+/// Errors: the file cannot be read, a line or a synset in it is malformed (it is named), or there are fewer classes.
 pub(crate) fn read(data_noun: &Path, n_classes: usize) -> Result<(Vec<Labelled>, Vec<&'static str>)> {
-    let text = std::fs::read_to_string(data_noun);
-    let text = text.with_context(|| format!("{}: cannot read", data_noun.display()))?;
-    let mut glosses = Vec::new();
-    // The licence stands in front, its lines indented.
-    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.starts_with(' ')) {
-        let gloss = parse(line).with_context(|| format!("{}, line {}", data_noun.display(), i + 1))?;
-        glosses.push(gloss);
-    }
+    let labelled = wordnet::read(data_noun)?.into_iter().map(labelled).collect::<Result<Vec<_>>>();
+    let glosses = labelled.with_context(|| data_noun.display().to_string())?;
     let mut n_of_class = [0_usize; CLASSES.len()];
     glosses.iter().for_each(|gloss| n_of_class[gloss.class] += 1);
     let mut by_frequency: Vec<usize> = (0..CLASSES.len()).filter(|&class| n_of_class[class] > 0).collect();
@@ -68,19 +63,14 @@ pub(crate) fn read(data_noun: &Path, n_classes: usize) -> Result<(Vec<Labelled>,
     Ok((glosses.into_iter().filter_map(relabel).collect(), by_frequency.iter().map(|&class| CLASSES[class]).collect()))
 }
 
-/// `00217590 04 n 01 removal 2 … | dismissal from office`: offset, lexicographer file, …, gloss; see wndb(5WN).
-fn parse(line: &str) -> Result<Labelled> {
-    let (synset, gloss) = line.split_once(" | ").context("expected a gloss after ` | `")?;
-    let mut fields = synset.split(' ');
-    let offset = fields.next().unwrap_or_default();
-    ensure!(offset.len() == 8 && offset.bytes().all(|b| b.is_ascii_digit()), "`{offset}` is no synset offset");
-    let number = fields.next().unwrap_or_default();
-    let class = number.parse::<usize>().ok().and_then(|number| number.checked_sub(FIRST_CLASS));
-    let class = class.filter(|&class| class < CLASSES.len());
-    let class = class.with_context(|| format!("`{number}` is no noun lexicographer file (03 to 28)"))?;
+fn labelled(synset: Synset) -> Result<Labelled> {
+    let Synset { offset, lex_file, gloss, .. } = synset;
+    let class = lex_file.checked_sub(FIRST_CLASS).filter(|&class| class < CLASSES.len());
+    let class =
+        class.with_context(|| format!("synset {offset}: {lex_file} is no noun lexicographer file (03 to 28)"))?;
     let text = gloss.trim();
-    ensure!(!text.is_empty(), "the gloss is empty");
-    Ok(Labelled { name: offset.into(), class, text: text.into() })
+    ensure!(!text.is_empty(), "synset {offset}: the gloss is empty");
+    Ok(Labelled { name: offset, class, text: text.into() })
 }
 
 #[cfg(test)]
@@ -114,16 +104,13 @@ mod tests {
     }
 
     #[test]
-    fn malformed_lines_are_named() {
+    fn malformed_synsets_are_named() {
         let check = |line: &str, why: &str| {
             let error = format!("{:#}", read_text(&format!("{NOUNS}{line}\n"), 2).unwrap_err());
-            assert!(error.contains("data.noun, line 8") && error.contains(why), "{error}");
+            assert!(error.contains("data.noun: synset 15170000") && error.contains(why), "{error}");
         };
-        check("15170000 28 n 01 day 0 000", "expected a gloss");
-        check("1517000x 28 n 01 day 0 000 | a day", "no synset offset");
-        check("15170000 29 n 01 day 0 000 | a day", "no noun lexicographer file");
-        check("15170000 02 n 01 day 0 000 | a day", "no noun lexicographer file");
+        check("15170000 29 n 01 day 0 000 | a day", "29 is no noun lexicographer file");
+        check("15170000 02 n 01 day 0 000 | a day", "2 is no noun lexicographer file");
         check("15170000 28 n 01 day 0 000 |    ", "gloss is empty");
-        check("", "expected a gloss");
     }
 }
