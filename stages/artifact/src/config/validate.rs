@@ -184,6 +184,13 @@ impl Synthetic {
         not_negative(&at("noise_std"), recipe.noise_std)?;
         ensure!(recipe.n_train != Some(0), "{} = 0 must be at least 1, or unset for rows without end", at("n_train"));
         ensure!(recipe.n_heldout >= 1, "{} = 0 must be at least 1", at("n_heldout"));
+        ensure!(
+            recipe.n_heldout > recipe.rows_per_doc,
+            "{} = {} is one document of {} rows: figures need two at the least",
+            at("n_heldout"),
+            recipe.n_heldout,
+            recipe.rows_per_doc
+        );
         ensure!(recipe.rows_per_doc >= 1, "{} = 0 must be at least 1", at("rows_per_doc"));
         Ok(())
     }

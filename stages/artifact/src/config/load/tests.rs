@@ -112,6 +112,7 @@ fn a_synthetic_source_is_refused_by_the_key_that_does_not_fit_it() {
         ("magnitude_last: 0", "source.synthetic.magnitude_last = 0 must be a positive number"),
         ("noise_std: .nan", "source.synthetic.noise_std = NaN"),
         ("n_train: 0", "source.synthetic.n_train = 0 must be at least 1"),
+        ("n_heldout: 64", "source.synthetic.n_heldout = 64 is one document of 64 rows"),
     ] {
         let error = error_of(&pipeline(keys));
         assert!(error.contains(expected), "{keys}: {error}");
