@@ -174,14 +174,12 @@ fn each_longer_reconstruction_reaches_a_latent_with_its_share() {
             gradients(&Kept, &terms, &weights, &x).1
         })
         .collect();
-    let rows: [fn(&Gradients) -> (&[f32], usize); 3] =
-        [|g| (&g.w_enc, D_MODEL), |g| (&g.w_dec, D_MODEL), |g| (&g.b_enc, 1)];
-    for row in rows {
-        let (found, width) = row(&found);
-        for (i, &found) in found.iter().enumerate() {
+    let of: [fn(&Gradients) -> &[f32]; 3] = [|g| &g.w_enc, |g| &g.w_dec, |g| &g.b_enc];
+    for (of, width) in of.into_iter().zip([D_MODEL, D_MODEL, 1]) {
+        for (i, &found) in of(&found).iter().enumerate() {
             let first = ends.partition_point(|&end| end <= i / width);
             let share = |p: usize| 0.25f32.powi((p - first) as i32);
-            let expected: f32 = (first..3).map(|p| share(p) * row(&alone[p]).0[i]).sum();
+            let expected: f32 = (first..3).map(|p| share(p) * of(&alone[p])[i]).sum();
             assert!((found - expected).abs() <= 1e-5 * (1.0 + expected.abs()), "{found} {expected} at {i}");
         }
     }
