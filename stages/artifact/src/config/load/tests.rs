@@ -166,11 +166,11 @@ const BASE: &str = "source: {synthetic: {}}\nrecover: {n_shifts: 7, n_bootstrap:
 
 #[test]
 fn maps_are_merged_and_lists_and_values_replaced() {
-    let variant = "extends: bases/b.yaml\nsource: {synthetic: {n_lone: 5}}\nrecover: {n_shifts: 9}\n";
+    let variant = "extends: bases/b.yaml\nsource: {synthetic: {n_heldout: 5000}}\nrecover: {n_shifts: 9}\n";
     let top = "extends: mid.yaml\ntrain: {saes: [{name: c, arch: topk, n_fine: 4, k: 1}], batch_size: 128}\nprobe:\n";
     let pipeline = load_files(&[("a.yaml", top), ("mid.yaml", variant), ("bases/b.yaml", BASE)]).unwrap();
     // As if it had been written in one file.
-    let merged = "source: {synthetic: {n_lone: 5}}\nrecover: {n_shifts: 9, n_bootstrap: 30}\ntrain:\n  lr: 0.002\n  \
+    let merged = "source: {synthetic: {n_heldout: 5000}}\nrecover: {n_shifts: 9, n_bootstrap: 30}\ntrain:\n  lr: 0.002\n  \
                   batch_size: 128\n  saes: [{name: c, arch: topk, n_fine: 4, k: 1}]\n";
     assert_eq!(pipeline, parse(merged).unwrap());
 }
