@@ -144,7 +144,8 @@ mod tests {
         check("1517000x 28 n 01 day 0 000 | a day", "no synset offset");
         check("15170000 x n 01 day 0 000 | a day", "no lexicographer file");
         check("15170000 28 v 01 day 0 000 | a day", "not the part of speech");
-        check("15170000 28 n 02 day 0 000 | a day", "the number of pointers is missing");
+        check("15170000 28 n 02 day 0 000 | a day", "a word is missing");
+        check("15170000 28 n 01 day 0 | a day", "the number of pointers is missing");
         check("15170000 28 n 01 day 0 001 @ 00001740 n | a day", "a pointer is missing");
         check("15170000 28 n 01 day 0 001 @ 1740 n 0000 | a day", "points to no noun");
         check("", "expected a gloss");
