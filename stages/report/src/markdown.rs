@@ -76,6 +76,11 @@ fn best_of(figures: &Figures, modes: &[Mode], column: &Column, unfair: &dyn Fn(&
         let modes = modes.iter().filter(|mode| !fair_only || !unfair(mode));
         modes.filter_map(|mode| figures.get(mode, &column.name)).map(|figure| figure.value).collect()
     };
+    best_of_values(values, column)
+}
+
+/// The same of values, those that compete fairly if there are any.
+pub(crate) fn best_of_values(values: impl Fn(bool) -> Vec<f64>, column: &Column) -> Option<String> {
     let fair = values(true);
     let values = if fair.is_empty() { values(false) } else { fair };
     let extreme = match column.better {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::statistics::Estimate;
 use super::{Comparison, Group, GroupDifference, HEADLINES};
 use crate::figures::Name;
-use crate::markdown::Table;
+use crate::markdown::{Table, best_of_values};
 use crate::measures::{self, Better, Column, Format};
 use crate::plots::Plot;
 
@@ -92,15 +92,7 @@ fn best_of(groups: &[&Group], column: &Column) -> Option<String> {
         let groups = groups.iter().filter(|group| !fair_only || !group.l0_is_off);
         groups.filter_map(|group| Some(group.get(&column.name)?.estimate.mean)).collect()
     };
-    let fair = values(true);
-    let values = if fair.is_empty() { values(false) } else { fair };
-    let extreme = match column.better {
-        Better::Higher => values.iter().copied().reduce(f64::max),
-        Better::Lower => values.iter().copied().reduce(f64::min),
-        Better::Neither => None,
-    };
-    let best = column.format.write(extreme?);
-    values.iter().any(|&value| column.format.write(value) != best).then_some(best)
+    best_of_values(values, column)
 }
 
 fn in_words(estimate: &Estimate, format: Format, is_best: bool, n_seeds: usize) -> String {
