@@ -14,7 +14,10 @@ use crate::trainer::Trainer;
 use crate::weights::Weights;
 
 mod hard;
+mod recount;
 mod refined;
+
+pub use recount::Recount;
 
 /// Rows that the noise of inactive latents is measured on.
 const N_NOISE_ROWS: usize = 2048;

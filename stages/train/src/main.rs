@@ -19,7 +19,7 @@ use data::{Harvested, TrainingData};
 use together::{Failures, train_together};
 
 /// Raised when training computes something else from the same inputs and configuration.
-const RECIPE: u32 = 7;
+const RECIPE: u32 = 8;
 
 /// What `Stage::device` calls a GPU.
 pub(crate) const GPU: &str = "cuda";

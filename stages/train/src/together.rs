@@ -6,7 +6,7 @@ use artifact::config::Sae;
 use artifact::stage::{Progress, Stage, Task};
 use artifact::tables::CurveRow;
 use hsae::gpu::Gpu;
-use hsae::{Trainer, checkpoint, export};
+use hsae::{Recount, TrainedSae, Trainer, TreeLearner, checkpoint, export};
 use serde_json::json;
 
 use crate::batches::{Batches, Wanted, with_batches};
@@ -21,6 +21,16 @@ struct Member<'a> {
     sae: &'a Sae,
     task: Task,
     trainer: Trainer,
+    curve: Vec<CurveRow>,
+}
+
+/// One that is trained, with its thresholds.
+struct Finished<'a> {
+    sae: &'a Sae,
+    task: Task,
+    trained: TrainedSae,
+    tree: Option<TreeLearner>,
+    recount: Option<Recount>,
     curve: Vec<CurveRow>,
 }
 
@@ -64,9 +74,18 @@ pub(crate) fn train_together(
         return Ok(());
     }
     let sample = data.sample(seed, N_CALIBRATION_ROWS)?;
+    let mut finished = Vec::with_capacity(members.len());
     for member in members {
         let sae = member.sae;
-        let published = or_error(sae, || member.publish(stage, harvested, &sample));
+        match or_error(sae, || member.finish(stage, harvested, &sample)) {
+            Ok(member) => finished.push(member),
+            Err(error) => failures.note(stage, sae, error),
+        }
+    }
+    recount(stage, seed, &mut finished, harvested, data)?;
+    for member in finished {
+        let sae = member.sae;
+        let published = or_error(sae, || member.publish(harvested, &sample));
         published.unwrap_or_else(|error| failures.note(stage, sae, error));
     }
     Ok(())
@@ -105,6 +124,35 @@ fn train(
         json!({"waited_first_s": first, "waited_s": others}),
     );
     Ok(())
+}
+
+/// Shows finished SAEs the rows that would have come next, for a last choice of parents.
+fn recount(
+    stage: &Stage,
+    seed: u64,
+    finished: &mut [Finished],
+    harvested: &Harvested,
+    data: &TrainingData,
+) -> Result<()> {
+    let batch_size = stage.pipeline.train.batch_size;
+    let n_steps_of = |sae: &Sae| sae.tree().map_or(0, |tree| tree.recount_rows.div_ceil(batch_size as u64));
+    let counting = finished.iter().filter(|one| one.recount.is_some());
+    let Some(most) = counting.map(|one| n_steps_of(one.sae)).max() else { return Ok(()) };
+    let first = stage.pipeline.train.n_tokens / batch_size as u64;
+    let wanted = Wanted { seed, steps: first..first + most, batch_size };
+    with_batches(data, wanted, |batches| {
+        for step in 0..most {
+            let mut rows = batches.next()?;
+            // As on disk.
+            rows.iter_mut().for_each(|value| *value /= harvested.scale);
+            for one in finished.iter_mut().filter(|one| step < n_steps_of(one.sae)) {
+                if let Some(recount) = &mut one.recount {
+                    recount.observe(&one.trained, &rows);
+                }
+            }
+        }
+        Ok(())
+    })
 }
 
 /// One step of every member that has not done it before; returns how many there were.
@@ -173,7 +221,7 @@ impl<'a> Member<'a> {
         Ok(row)
     }
 
-    fn publish(mut self, stage: &Stage, harvested: &Harvested, sample: &[f32]) -> Result<()> {
+    fn finish(mut self, stage: &Stage, harvested: &Harvested, sample: &[f32]) -> Result<Finished<'a>> {
         self.trainer.sync()?;
         self.trainer.state.weights.check_finite().with_context(|| self.sae.name.clone())?;
         if let Some(row) = self.curve.last() {
@@ -181,9 +229,20 @@ impl<'a> Member<'a> {
             stage.log.event(&summary(self.sae, row), values);
         }
         let trained = hsae::finish(&self.trainer, harvested.scale, sample);
+        let recount = Recount::new(&trained);
+        let Self { sae, task, trainer, curve } = self;
+        Ok(Finished { sae, task, trained, tree: trainer.state.tree, recount, curve })
+    }
+}
+
+impl Finished<'_> {
+    fn publish(mut self, harvested: &Harvested, sample: &[f32]) -> Result<()> {
+        let tree = match self.recount {
+            Some(recount) => Some(recount.finish(&mut self.trained, sample)),
+            None => self.tree,
+        };
         let (model, hook) = (harvested.model.as_deref(), harvested.hook.as_deref());
-        let tree = self.trainer.state.tree.as_ref();
-        export::publish(&mut self.task, &trained, tree, &self.curve, model, hook)?;
+        export::publish(&mut self.task, &self.trained, tree.as_ref(), &self.curve, model, hook)?;
         self.task.finish()?;
         Ok(())
     }

@@ -223,6 +223,9 @@ pub struct Tree {
     pub min_count: f64,
     /// Firings of a latent that are counted in a step; of more, so many speak for all.
     pub firings_per_step: usize,
+    /// Rows on which parents are chosen once more after training, by the firing of the finished SAE with the prior's
+    /// thresholds; 0: the tree stays as it was trained.
+    pub recount_rows: u64,
     /// Weight of the mutual-information surrogate. It hurts; it is here for the ablation.
     pub w_mi: f64,
     /// Weight of the coverage term: a child on with its parent off pulls the parent up.
@@ -426,6 +429,7 @@ impl Default for Tree {
             min_excess: 0.5,
             min_count: 5.0,
             firings_per_step: 4,
+            recount_rows: 131_072,
             w_mi: 0.0,
             w_coverage: 0.0,
             w_geometry: 0.0,
