@@ -195,7 +195,9 @@ pub struct Prefixes {
     /// What `beta` becomes, along a line between the shares of training `anneal_from` and `anneal_to`. Unset: it stays.
     pub beta_end: Option<f64>,
     /// Share of the gradient of each longer reconstruction that reaches the latents of the next shorter one; it rises to 1,
-    /// all of it, between the same two shares of training. Below 1, short prefixes learn as if the rest were not there.
+    /// all of it, between the same two shares of training. Below 1, short prefixes learn as if the rest were not there. It
+    /// compounds: of n reconstructions, the full one among them, a latent that the i-th is the first to have gets
+    /// reach^(n − i) of the full one's gradient.
     pub reach: f64,
     pub anneal_from: f64,
     pub anneal_to: f64,
@@ -206,6 +208,10 @@ pub struct Prefixes {
 #[serde(deny_unknown_fields, default)]
 pub struct Tree {
     pub parents: ParentSet,
+    /// How a latent gets its parent. Unset: mi, of which the others are controls.
+    // Left out of manifests where it is mi, so that what was trained before there was a choice stays up to date.
+    #[serde(skip_serializing_if = "TreeRule::is_mi")]
+    pub rule: TreeRule,
     /// What a silent parent costs its child's score, in mean activations of an active latent.
     pub gate: f64,
     /// The gate rises from zero to full between these shares of training.
@@ -238,6 +244,18 @@ pub enum ParentSet {
     Any,
     /// Fine latents take coarse parents, coarse latents none.
     Coarse,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TreeRule {
+    /// The parent of greatest mutual information.
+    #[default]
+    Mi,
+    /// The parents that `mi` chooses, dealt out to the same children anew.
+    Permuted,
+    /// For the same children, any of the more frequent latents that fire about as often as what `mi` chooses.
+    Random,
 }
 
 /// Phases, as shares of training, and a learning rate for each level.
@@ -413,10 +431,17 @@ impl Default for Prefixes {
     }
 }
 
+impl TreeRule {
+    fn is_mi(&self) -> bool {
+        *self == Self::Mi
+    }
+}
+
 impl Default for Tree {
     fn default() -> Self {
         Self {
             parents: ParentSet::Any,
+            rule: TreeRule::default(),
             gate: 0.5,
             gate_from: 0.2,
             gate_to: 0.4,
