@@ -43,7 +43,7 @@ pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
         (None, Some(family)) => sae.parent = family.parents(),
         (None, None) => {}
     }
-    sae.rules = rules(&sae, rows);
+    set_rules(&mut sae, rows);
     sae
 }
 
@@ -103,13 +103,24 @@ pub(crate) fn folded(weights: &Weights, has_unit_rows: bool, scale: f32) -> Weig
     folded
 }
 
-/// The rules of all modes, from rows in the SAE's own units.
-pub(crate) fn rules(sae: &TrainedSae, rows: &[f32]) -> Rules {
+/// Finds the rules of all modes, from rows in the SAE's own units.
+pub(crate) fn set_rules(sae: &mut TrainedSae, rows: &[f32]) {
+    let (rules, shift) = rules(sae, rows);
+    sae.rules = rules;
+    if let Some(shift) = shift {
+        refined::set_refinements(sae, rows, &shift);
+    }
+}
+
+/// The rules of all modes but the refined ones, and what the prior adds to scores, [d_sae]; None where there is nothing
+/// to refine.
+fn rules(sae: &TrainedSae, rows: &[f32]) -> (Rules, Option<Vec<f32>>) {
     if sae.config.arch == Arch::MatchingPursuit {
         // It chooses one latent after the other, and has no thresholds.
         let [flat_native, flat_prior, gated_native, gated_prior] = [(); 4].map(|()| Rule::TopK(sae.config.k));
         let (flat_refined, gated_refined) = (None, None);
-        return Rules { flat_native, flat_prior, gated_native, gated_prior, flat_refined, gated_refined };
+        let rules = Rules { flat_native, flat_prior, gated_native, gated_prior, flat_refined, gated_refined };
+        return (rules, None);
     }
     // A first look at a few rows tells where to start collecting, latent by latent: frequent ones have low thresholds,
     // and going that low for all would be to look at everything. What started too high is noticed and lowered.
@@ -131,7 +142,7 @@ pub(crate) fn rules(sae: &TrainedSae, rows: &[f32]) -> Rules {
                 TreeGate::Soft(_) => fit.rules,
                 TreeGate::Hard { active_above } => hard::rules(sae, rows, fit, active_above),
             };
-            return refined::with_refinements(sae, rows, rules, &shift);
+            return (rules, Some(shift));
         }
     }
 }

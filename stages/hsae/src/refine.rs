@@ -138,7 +138,7 @@ vectorised! {
                 gram.extend(idx[..a].iter().map(|&i| f64::from(dot(row(j), row(i)))));
                 gram.push(f64::from(dot(row(j), row(j))) + RIDGE);
             }
-            let mut solution = solve(gram.clone(), right.clone());
+            let mut solution = solve(&gram, right.clone());
             while solution.iter().any(|&act| act <= 0.0) {
                 let keep: Vec<usize> = (0..idx.len()).filter(|&a| solution[a] > 0.0).collect();
                 gram = keep.iter().enumerate().flat_map(|(n, &a)| {
@@ -147,7 +147,7 @@ vectorised! {
                 }).collect();
                 right = keep.iter().map(|&a| right[a]).collect();
                 idx = keep.iter().map(|&a| idx[a]).collect();
-                solution = solve(gram.clone(), right.clone());
+                solution = solve(&gram, right.clone());
             }
             acts.push_row(idx.into_iter().zip(solution.into_iter().map(|act| act as f32)));
         }
@@ -158,22 +158,24 @@ vectorised! {
 /// The solution of gram · z = right, by Cholesky's decomposition. Shapes: gram the lower half of [n, n], positive definite,
 /// row after row; right [n] → [n].
 #[inline(always)]
-fn solve(mut gram: Vec<f64>, mut right: Vec<f64>) -> Vec<f64> {
+fn solve(gram: &[f64], mut right: Vec<f64>) -> Vec<f64> {
     let n = right.len();
     let at = |a: usize, b: usize| a * (a + 1) / 2 + b;
+    // The triangle whose product with its transpose the Gram matrix is, laid out alike.
+    let mut root: Vec<f64> = Vec::with_capacity(gram.len());
     for a in 0..n {
         for b in 0..=a {
             let (row, other) = (at(a, 0), at(b, 0));
-            let sum: f64 = (0..b).map(|c| gram[row + c] * gram[other + c]).sum();
+            let sum: f64 = (0..b).map(|c| root[row + c] * root[other + c]).sum();
             let rest = gram[row + b] - sum;
-            gram[row + b] = if a == b { rest.sqrt() } else { rest / gram[other + b] };
+            root.push(if a == b { rest.sqrt() } else { rest / root[other + b] });
         }
-        let sum: f64 = (0..a).map(|c| gram[at(a, c)] * right[c]).sum();
-        right[a] = (right[a] - sum) / gram[at(a, a)];
+        let sum: f64 = (0..a).map(|c| root[at(a, c)] * right[c]).sum();
+        right[a] = (right[a] - sum) / root[at(a, a)];
     }
     for a in (0..n).rev() {
-        let sum: f64 = (a + 1..n).map(|c| gram[at(c, a)] * right[c]).sum();
-        right[a] = (right[a] - sum) / gram[at(a, a)];
+        let sum: f64 = (a + 1..n).map(|c| root[at(c, a)] * right[c]).sum();
+        right[a] = (right[a] - sum) / root[at(a, a)];
     }
     right
 }

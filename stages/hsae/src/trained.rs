@@ -248,14 +248,10 @@ impl TrainedSae {
     /// The active latents and their pre-activations.
     fn active(&self, input: EncoderInput, mode: Mode) -> SparseRows {
         let rule = self.rule(mode);
-        let gate = match (mode.view, self.gate) {
-            (View::Flat, _) => None,
-            (View::Gated, TreeGate::Soft(strength)) => Some(Gate { parent: &self.parent, strength }),
-            (View::Gated, TreeGate::Hard { active_above }) => {
-                let levels = self.levels(input, active_above);
-                return levels.active(self.keep(rule), &mut [0.0; 2]);
-            }
-        };
+        if let (View::Gated, TreeGate::Hard { active_above }) = (mode.view, self.gate) {
+            return self.levels(input, active_above).active(self.keep(rule), &mut [0.0; 2]);
+        }
+        let gate = self.soft_gate(mode.view);
         if let Rule::TopK(k) = *rule {
             let budget = Budget::Shared { k: k as f64, fine: k as f64, n_coarse: 0 };
             return select_batch(input, &budget, Scope::Token, gate, 0.0).pre_acts;
@@ -276,11 +272,14 @@ impl TrainedSae {
             packed.balance(x_centered, &self.w_dec);
             (packed, vec![0.0; self.d_sae])
         });
-        let gate = match (view, self.gate) {
+        Refiner { w_dec: &self.w_dec, d_model: self.d_model, packed, zeros, gate: self.soft_gate(view) }
+    }
+
+    fn soft_gate(&self, view: View) -> Option<Gate<'_>> {
+        match (view, self.gate) {
             (View::Gated, TreeGate::Soft(strength)) => Some(Gate { parent: &self.parent, strength }),
             _ => None,
-        };
-        Refiner { w_dec: &self.w_dec, d_model: self.d_model, packed, zeros, gate }
+        }
     }
 
     /// The two levels behind a hard gate.

@@ -4,6 +4,8 @@
 //! A parent fires in most of its child's firings, so each latent keeps counts of the few others that it fires with most
 //! often, and no matrix of all pairs.
 
+mod controls;
+
 use artifact::config::{ParentSet, Tree};
 use rayon::prelude::*;
 
@@ -45,7 +47,7 @@ pub struct TreeLearner {
 pub struct ParentEdge {
     pub parent: u32,
     pub mi_bits: f64,
-    /// The second-best parent, and its mutual information.
+    /// The second-best parent, and its mutual information; where the parent is a control's, the best one.
     pub runner_up: Option<(u32, f64)>,
 }
 

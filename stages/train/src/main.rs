@@ -132,7 +132,7 @@ fn start(stage: &Stage, seed: u64, sae: &Sae, harvest: &Input, harvested: &Harve
 
 /// Where an SAE is trained: on the CPU where the GPU trains none like it.
 pub(crate) fn device(stage: &Stage, sae: &Sae) -> &'static str {
-    if gpu::check(sae).is_ok() { stage.device } else { "cpu" }
+    if gpu::refusal(sae).is_none() { stage.device } else { "cpu" }
 }
 
 /// `train/saes.json`: what the pipeline's SAEs are and where they lie, for the stages after this one.

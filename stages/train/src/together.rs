@@ -5,7 +5,7 @@ use anyhow::{Context, Error, Result};
 use artifact::config::Sae;
 use artifact::stage::{Progress, Stage, Task};
 use artifact::tables::CurveRow;
-use hsae::gpu::Gpu;
+use hsae::gpu::{self, Gpu};
 use hsae::{Recount, TrainedSae, Trainer, TreeLearner, checkpoint, export};
 use serde_json::json;
 
@@ -201,6 +201,10 @@ impl<'a> Member<'a> {
             let gpu = Gpu::cuda()?;
             trainer.move_to(&gpu)?;
             stage.log.line(format!("{}: training on {}", sae.name, gpu.name()));
+        } else if stage.device == GPU
+            && let Some(reason) = gpu::refusal(sae)
+        {
+            stage.log.line(format!("{}: training on the CPU: {reason}", sae.name));
         }
         Ok(Self { sae, task, trainer, curve: curve.unwrap_or_default() })
     }

@@ -195,7 +195,9 @@ pub struct Prefixes {
     /// What `beta` becomes, along a line between the shares of training `anneal_from` and `anneal_to`. Unset: it stays.
     pub beta_end: Option<f64>,
     /// Share of the gradient of each longer reconstruction that reaches the latents of the next shorter one; it rises to 1,
-    /// all of it, between the same two shares of training. Below 1, short prefixes learn as if the rest were not there.
+    /// all of it, between the same two shares of training. Below 1, short prefixes learn as if the rest were not there. It
+    /// compounds: of n reconstructions, the full one among them, a latent that the i-th is the first to have gets
+    /// reach^(n − i) of the full one's gradient.
     pub reach: f64,
     pub anneal_from: f64,
     pub anneal_to: f64,
@@ -206,6 +208,8 @@ pub struct Prefixes {
 #[serde(deny_unknown_fields, default)]
 pub struct Tree {
     pub parents: ParentSet,
+    /// How a latent gets its parent. Unset: mi, of which the others are controls.
+    pub rule: TreeRule,
     /// What a silent parent costs its child's score, in mean activations of an active latent.
     pub gate: f64,
     /// The gate rises from zero to full between these shares of training.
@@ -224,7 +228,7 @@ pub struct Tree {
     /// Firings of a latent that are counted in a step; of more, so many speak for all.
     pub firings_per_step: usize,
     /// Rows on which parents are chosen once more after training, by the firing of the finished SAE with the prior's
-    /// thresholds; 0: the tree stays as it was trained.
+    /// thresholds; 0: the tree stays as it was trained, as one by another `rule` than `mi` does.
     pub recount_rows: u64,
     /// Weight of the mutual-information surrogate. It hurts; it is here for the ablation.
     pub w_mi: f64,
@@ -241,6 +245,18 @@ pub enum ParentSet {
     Any,
     /// Fine latents take coarse parents, coarse latents none.
     Coarse,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TreeRule {
+    /// The parent of greatest mutual information.
+    #[default]
+    Mi,
+    /// The parents that `mi` chooses, dealt out to the same children anew.
+    Permuted,
+    /// For the same children, any of the more frequent latents that fire about as often as what `mi` chooses.
+    Random,
 }
 
 /// Phases, as shares of training, and a learning rate for each level.
@@ -420,6 +436,7 @@ impl Default for Tree {
     fn default() -> Self {
         Self {
             parents: ParentSet::Any,
+            rule: TreeRule::default(),
             gate: 0.5,
             gate_from: 0.2,
             gate_to: 0.4,

@@ -86,7 +86,8 @@ rows! {
         parent: Option<u32>,
         /// Mutual information of firing with the parent, bits.
         weight: Option<f64>,
-        /// The second-best parent, and by how many bits it loses.
+        /// The second-best parent, and by how many bits it loses. Where the parent is a control's (`tree.rule`), the best
+        /// one, which loses by less than nothing.
         runner_up: Option<u32>,
         margin: Option<f64>,
     }

@@ -2,9 +2,9 @@
 //! without gate and prior, which is the noisiest there is. Afterwards the same rule is applied to what the finished SAE
 //! does at its best: fixed weights, the prior's thresholds, the gate of the tree so far.
 
-use artifact::config::Tree;
+use artifact::config::{Tree, TreeRule};
 
-use crate::calibrate::rules;
+use crate::calibrate::set_rules;
 use crate::trained::{Mode, Threshold, TrainedSae, TreeGate, View};
 use crate::tree::TreeLearner;
 
@@ -17,9 +17,9 @@ pub struct Recount {
 }
 
 impl Recount {
-    /// `None` where there is no soft tree, or it is to stay as it was trained.
+    /// `None` where there is no soft tree, or it is to stay as it was trained; a control stays, whatever else is true.
     pub fn new(sae: &TrainedSae) -> Option<Self> {
-        let tree = sae.config.tree().filter(|tree| tree.recount_rows > 0)?;
+        let tree = sae.config.tree().filter(|tree| tree.recount_rows > 0 && tree.rule == TreeRule::Mi)?;
         if !matches!(sae.gate, TreeGate::Soft(_)) {
             return None;
         }
@@ -39,7 +39,7 @@ impl Recount {
     pub fn finish(mut self, sae: &mut TrainedSae, rows: &[f32]) -> TreeLearner {
         self.learner.choose();
         sae.parent = self.learner.parents();
-        sae.rules = rules(sae, rows);
+        set_rules(sae, rows);
         self.learner
     }
 }
@@ -79,7 +79,7 @@ mod tests {
         let mut sae = assembled(config, 0, weights);
         sae.gate = TreeGate::Soft(0.5);
         sae.parent = vec![None, Some(3), None, None];
-        sae.rules = rules(&sae, sample);
+        set_rules(&mut sae, sample);
         sae
     }
 
@@ -99,7 +99,9 @@ mod tests {
         // What does not depend on the tree stays; thresholds under the gate are those of the new one.
         assert_eq!(sae.rules.flat_prior, before.flat_prior);
         let Rule::Above(thresholds) = &sae.rules.gated_prior else { panic!("{:?}", sae.rules.gated_prior) };
-        assert_eq!(sae.rules, rules(&sae, &sample));
+        let published = sae.rules.clone();
+        set_rules(&mut sae, &sample);
+        assert_eq!(sae.rules, published);
         assert!(thresholds.iter().all(|threshold| threshold.is_finite()));
     }
 

@@ -4,7 +4,7 @@ use crate::calibrate::threshold_for;
 use crate::refine::{Refinement, Refiner};
 use crate::rows::centered;
 use crate::sparse::SparseRows;
-use crate::trained::{Mode, Rule, Rules, Threshold, TrainedSae, TreeGate, View, apply};
+use crate::trained::{Mode, Rule, Threshold, TrainedSae, TreeGate, View, apply};
 
 /// Rows that tell where the thresholds lie, about.
 const N_FEW: usize = 1024;
@@ -15,17 +15,15 @@ const CORRECTIONS: usize = 3;
 /// Candidates are collected from so far below that, in parts of the rows' mean score; further below at each further look.
 const MARGIN: f32 = 0.1;
 
-/// `rules` and the refinements that start from them. Shapes: rows [n, d_model], shift [d_sae] (what the prior adds).
-pub(super) fn with_refinements(sae: &TrainedSae, rows: &[f32], rules: Rules, shift: &[f32]) -> Rules {
+/// Finds the refinements that start from the SAE's rules. Shapes: rows [n, d_model], shift [d_sae] (what the prior adds).
+pub(super) fn set_refinements(sae: &mut TrainedSae, rows: &[f32], shift: &[f32]) {
     if sae.config.refine_sweeps == 0 {
-        return rules;
+        return;
     }
-    let sae = TrainedSae { rules, ..sae.clone() };
-    let flat_refined = Some(refinement(&sae, rows, View::Flat, shift));
+    sae.rules.flat_refined = Some(refinement(sae, rows, View::Flat, shift));
     // A hard gate is no matter of scores.
     let has_soft_gate = matches!(sae.gate, TreeGate::Soft(_)) && sae.parent.iter().any(Option::is_some);
-    let gated_refined = has_soft_gate.then(|| refinement(&sae, rows, View::Gated, shift));
-    Rules { flat_refined, gated_refined, ..sae.rules }
+    sae.rules.gated_refined = has_soft_gate.then(|| refinement(sae, rows, View::Gated, shift));
 }
 
 fn refinement(sae: &TrainedSae, rows: &[f32], view: View, shift: &[f32]) -> Refinement {

@@ -42,27 +42,57 @@ pub const HAS_CUDA: bool = cfg!(feature = "cuda");
 
 /// Errors: the GPU trains no SAE like this one.
 pub fn check(sae: &Sae) -> Result<()> {
-    let name = &sae.name;
-    let arch = serde_json::to_value(sae.arch)?;
-    let arch = arch.as_str().unwrap_or_default();
-    if !matches!(sae.arch, Arch::Topk | Arch::Batchtopk | Arch::Matryoshka | Arch::Hiersae) {
-        bail!("{name}: a GPU trains topk, batchtopk, matryoshka and hiersae, not {arch}; set device: cpu");
+    match refusal(sae) {
+        Some(reason) => bail!("{}: {reason}; set device: cpu", sae.name),
+        None => Ok(()),
     }
-    if !matches!(sae.select(), Select::Topk | Select::Batchtopk) {
-        bail!("{name}: on a GPU select is topk or batchtopk; set device: cpu");
+}
+
+/// Why the GPU trains no SAE like this one; None where it does.
+pub fn refusal(sae: &Sae) -> Option<String> {
+    if !matches!(sae.arch, Arch::Topk | Arch::Batchtopk | Arch::Matryoshka | Arch::Hiersae) {
+        let arch = serde_json::to_value(sae.arch).unwrap_or_default();
+        let arch = arch.as_str().unwrap_or("this one");
+        return Some(format!("a GPU trains topk, batchtopk, matryoshka and hiersae, not {arch}"));
     }
     let is_pulled = |tree: artifact::config::Tree| tree.w_mi + tree.w_coverage + tree.w_geometry != 0.0;
-    if sae.tree().is_some_and(is_pulled) {
-        bail!("{name}: on a GPU tree.w_mi, w_coverage and w_geometry are 0; set device: cpu");
-    }
-    if sae.prefixes().is_some_and(|prefixes| prefixes.reach != 1.0) {
-        bail!("{name}: on a GPU prefixes.reach is 1; set device: cpu");
-    }
-    if sae.resample.is_some() {
-        bail!("{name}: a GPU resamples no latents; set device: cpu");
-    }
-    Ok(())
+    let reasons = [
+        (!matches!(sae.select(), Select::Topk | Select::Batchtopk), "on a GPU select is topk or batchtopk"),
+        (sae.tree().is_some_and(is_pulled), "on a GPU tree.w_mi, w_coverage and w_geometry are 0"),
+        (sae.prefixes().is_some_and(|prefixes| prefixes.reach != 1.0), "on a GPU prefixes.reach is 1"),
+        (sae.resample.is_some(), "a GPU resamples no latents"),
+    ];
+    reasons.into_iter().find(|(is_refused, _)| *is_refused).map(|(_, reason)| reason.to_owned())
 }
 
 #[cfg(all(test, feature = "gpu"))]
 pub(crate) mod tests;
+
+#[cfg(test)]
+mod refusals {
+    use artifact::config::{Prefixes, Resample, Tree};
+
+    use super::*;
+
+    #[test]
+    fn what_a_gpu_does_not_train_is_refused_with_its_name_and_the_reason() {
+        let check = |sae: Sae, expected: Option<&str>| {
+            let sae = Sae { name: "mine".into(), n_coarse: 2, ..sae };
+            assert_eq!(refusal(&sae).as_deref(), expected);
+            let error = check(&sae).map_err(|error| error.to_string());
+            assert_eq!(error, expected.map_or(Ok(()), |reason| Err(format!("mine: {reason}; set device: cpu"))));
+        };
+        let reach = |reach| Some(Prefixes { reach, ..Prefixes::default() });
+        let tree = |w_coverage| Some(Tree { w_coverage, ..Tree::default() });
+        check(Sae::default(), None);
+        check(Sae { prefixes: reach(1.0), tree: tree(0.0), ..Sae::default() }, None);
+        check(Sae { prefixes: reach(0.7), ..Sae::default() }, Some("on a GPU prefixes.reach is 1"));
+        check(Sae { tree: tree(0.1), ..Sae::default() }, Some("on a GPU tree.w_mi, w_coverage and w_geometry are 0"));
+        check(Sae { select: Some(Select::Relu), ..Sae::default() }, Some("on a GPU select is topk or batchtopk"));
+        check(Sae { resample: Some(Resample::default()), ..Sae::default() }, Some("a GPU resamples no latents"));
+        check(
+            Sae { arch: Arch::MatchingPursuit, ..Sae::default() },
+            Some("a GPU trains topk, batchtopk, matryoshka and hiersae, not matching-pursuit"),
+        );
+    }
+}

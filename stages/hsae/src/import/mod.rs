@@ -106,7 +106,8 @@ impl Foreign {
         if self.k.is_none() {
             sae.config.k = (mean_l0(&sae, rows).round() as usize).clamp(1, sae.d_sae);
         }
-        sae.rules = calibrate::rules(&sae, not_too_many(&sae, rows));
+        let rows = not_too_many(&sae, rows);
+        calibrate::set_rules(&mut sae, rows);
         Ok(sae)
     }
 

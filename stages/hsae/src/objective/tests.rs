@@ -57,26 +57,32 @@ impl Terms {
     }
 }
 
-/// The loss of the entries that were chosen at `chosen`, in f64. The residual that the dead explain is that at `at`.
+/// The loss of the entries that were chosen at `chosen`, in f64. What stays as it is at `at`, whatever the weights do: the
+/// residual that the dead explain, and the part of a latent in a longer reconstruction whose gradient is withheld from it.
 fn naive(terms: &Terms, weights: &Weights, at: &Weights, chosen: &SparseRows, x: &[f32]) -> f64 {
     let f = f64::from;
     let pre = |weights: &Weights, t: usize, j: usize| -> f64 {
         let row = (0..D_MODEL).map(|c| f(x[t * D_MODEL + c]) - f(weights.b_dec[c]));
         row.zip(&weights.w_enc[j * D_MODEL..]).map(|(x, &w)| x * f(w)).sum::<f64>() + f(weights.b_enc[j])
     };
-    let error = |weights: &Weights, t: usize, end: usize| -> Vec<f64> {
+    // How many reconstructions are too short for a latent.
+    let first = |j: usize| terms.ends.iter().filter(|&&end| end <= j).count();
+    let error = |weights: &Weights, t: usize, p: usize| -> Vec<f64> {
         let mut error: Vec<f64> = (0..D_MODEL).map(|c| f(weights.b_dec[c]) - f(x[t * D_MODEL + c])).collect();
-        for &j in chosen.row(t).0.iter().filter(|&&j| (j as usize) < end) {
-            let z = pre(weights, t, j as usize);
-            error.iter_mut().zip(&weights.w_dec[j as usize * D_MODEL..]).for_each(|(e, &w)| *e += z * f(w));
+        for j in chosen.row(t).0.iter().map(|&j| j as usize).filter(|&j| j < terms.ends[p]) {
+            let share = (1.0 - f(terms.withheld)).powi((p - first(j)) as i32);
+            for (weights, share) in [(weights, share), (at, 1.0 - share)] {
+                let z = share * pre(weights, t, j);
+                error.iter_mut().zip(&weights.w_dec[j * D_MODEL..]).for_each(|(e, &w)| *e += z * f(w));
+            }
         }
         error
     };
     let square = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>();
     let mut loss = 0.0;
     for t in 0..N_ROWS {
-        for (&end, &beta) in terms.ends.iter().zip(&terms.betas) {
-            loss += f(beta) * square(&error(weights, t, end));
+        for (p, &beta) in terms.betas.iter().enumerate() {
+            loss += f(beta) * square(&error(weights, t, p));
         }
         for &j in chosen.row(t).0 {
             let row = &weights.w_dec[j as usize * D_MODEL..][..D_MODEL];
@@ -85,7 +91,7 @@ fn naive(terms: &Terms, weights: &Weights, at: &Weights, chosen: &SparseRows, x:
         }
         if !terms.dead.is_empty() {
             // ê − e, with e = x − x̂ held fixed.
-            let mut rest = error(at, t, D_SAE);
+            let mut rest = error(at, t, terms.ends.len() - 1);
             for &j in &terms.dead {
                 let z = pre(weights, t, j as usize).max(0.0);
                 rest.iter_mut().zip(&weights.w_dec[j as usize * D_MODEL..]).for_each(|(e, &w)| *e += z * f(w));
@@ -158,6 +164,13 @@ fn one_reconstruction() {
 #[test]
 fn nested_reconstructions_with_weights_of_their_own() {
     check(&Kept, &Terms { ends: vec![2, 5, D_SAE], betas: vec![0.5, 0.25, 1.0], ..Terms::default() });
+}
+
+#[test]
+fn what_is_withheld_from_latents_is_not_withheld_from_the_decoders_bias() {
+    for withheld in [0.25, 1.0] {
+        check(&Kept, &Terms { ends: vec![2, 5, D_SAE], betas: vec![0.5, 0.25, 1.0], withheld, ..Terms::default() });
+    }
 }
 
 #[test]

@@ -190,7 +190,7 @@ impl Trainer {
 
     /// Learns the tree from this step's firing, once fine latents take part.
     fn observe(&mut self, phase: &Phase, selection: &Selection, columns: &Columns) {
-        let step = self.state.step;
+        let (seed, step) = (self.seed, self.state.step);
         if let Some(tree) = &mut self.state.tree
             && phase.fine_is_on
             && phase.tree_is_open
@@ -200,7 +200,7 @@ impl Trainer {
                 None => tree.observe(&selection.pre_acts, columns),
             }
             if step.is_multiple_of(tree.config.update_every) {
-                tree.choose();
+                tree.choose_by_rule(seed, step);
             }
         }
     }

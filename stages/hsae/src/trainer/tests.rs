@@ -1,6 +1,6 @@
 //! Whole trainings on small planted data: what a run gives may depend on nothing but its configuration.
 
-use artifact::config::{Arch, Select, Tree, TreeSae};
+use artifact::config::{Arch, Select, Tree, TreeRule, TreeSae};
 use rand::RngExt;
 
 use super::*;
@@ -211,6 +211,31 @@ fn hiersae_runs_on_every_selection() {
         let mode = Mode { view: View::Gated, threshold: Threshold::Prior };
         let ev = ev(&sae, &x, mode);
         assert!(ev >= 0.7, "{select:?}: EV {ev}");
+    }
+}
+
+#[test]
+fn a_control_of_the_tree_is_the_same_at_any_thread_count_and_after_an_interruption() {
+    let folder = tempfile::tempdir().unwrap();
+    for rule in [TreeRule::Permuted, TreeRule::Random] {
+        let mut config = config(Arch::Hiersae);
+        config.tree = config.tree.map(|tree| Tree { rule, ..tree });
+        let new = || Trainer::new(&config, &train(), 7, &[0.0; D_MODEL]);
+        let pool = |n_threads| rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+        let mut whole = new();
+        pool(1).install(|| run(&mut whole, 160));
+        let edges = whole.state.tree.iter().flat_map(|tree| &tree.edges).flatten();
+        let is_control = |edge: &&crate::ParentEdge| edge.runner_up.is_some_and(|(_, best)| best > edge.mi_bits);
+        assert!(edges.filter(is_control).count() >= 2, "{rule:?}");
+        for stop in [50, 120] {
+            let mut first = new();
+            pool(2).install(|| run(&mut first, stop));
+            checkpoint::save(folder.path(), "key", &first, &[]).unwrap();
+            let mut second = new();
+            checkpoint::resume(folder.path(), "key", &mut second).unwrap().unwrap();
+            pool(3).install(|| run(&mut second, 160));
+            assert!(second.state == whole.state, "{rule:?}, stopped at {stop}");
+        }
     }
 }
 
