@@ -98,10 +98,10 @@ mod tests {
         assert!((learner.rate(0) - 0.4).abs() <= 0.02, "{}", learner.rate(0));
         // What does not depend on the tree stays; thresholds under the gate are those of the new one.
         assert_eq!(sae.rules.flat_prior, before.flat_prior);
-        let Rule::Above(thresholds) = &sae.rules.gated_prior else { panic!("{:?}", sae.rules.gated_prior) };
         let published = sae.rules.clone();
         set_rules(&mut sae, &sample);
         assert_eq!(sae.rules, published);
+        let Rule::Above(thresholds) = &published.gated_prior else { panic!("{:?}", published.gated_prior) };
         assert!(thresholds.iter().all(|threshold| threshold.is_finite()));
     }
 
