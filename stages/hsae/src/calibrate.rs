@@ -44,6 +44,15 @@ pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
     sae
 }
 
+/// A finished SAE with the thresholds that `config` asks for; it may differ in `prior_kappa` and `refine_sweeps`. On the
+/// rows that training ended with it becomes what that training would have ended in, bit for bit.
+/// Shapes: rows [n, d_model].
+pub fn calibrated_anew(sae: TrainedSae, config: &Sae, rows: &[f32]) -> TrainedSae {
+    let mut sae = TrainedSae { config: config.clone(), packed: Packed::default(), ..sae };
+    sae.rules = rules(&sae, rows);
+    sae
+}
+
 /// An SAE of finished weights, without a tree, its thresholds not yet found but for trained ones.
 pub(crate) fn assembled(config: Sae, seed: u64, weights: Weights) -> TrainedSae {
     let mut sae = TrainedSae {

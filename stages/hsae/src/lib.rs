@@ -28,7 +28,7 @@ mod weights;
 
 pub use adam::{Adam, Lengths};
 pub use archs::Family;
-pub use calibrate::finish;
+pub use calibrate::{calibrated_anew, finish};
 pub use refine::Refinement;
 pub use sparse::{Columns, SparseRows};
 pub use trained::{Magnitude, Mode, Packed, Rule, Rules, Threshold, TrainedSae, TreeGate, View};
