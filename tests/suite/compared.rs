@@ -86,7 +86,7 @@ fn families_are_compared_over_seeds_within_a_run_and_between_runs() {
     let output = report(&both, run.home());
     assert!(output.status.success() && stderr(&output).contains("left out"), "{}", stderr(&output));
     let page = std::fs::read_to_string(run.home().join("report/report.md")).unwrap();
-    assert!(page.contains("The SAEs of the runs first, ") && page.contains("**Not made yet: second.**"), "{page}");
+    assert!(page.contains("The SAEs of the run first, ") && page.contains("**Not made yet: second.**"), "{page}");
     assert_eq!(results(&run.home().join("report"))["comparison"]["groups"][0]["family"], "batchtopk");
     std::fs::remove_dir_all(&first).unwrap();
     let message = stderr(&report(&both, run.home()));

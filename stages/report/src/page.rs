@@ -99,8 +99,11 @@ impl Page<'_> {
         self.line(format!("# {}", self.run.pipeline.report.title));
         let names = self.run.pipeline.report.beside.iter().map(|run| inputs::name_of(run));
         let names: Vec<_> = names.filter(|name| !self.run.missing.contains(name)).collect();
-        let mut text =
-            format!("The SAEs of the runs {}, which have reports of their own, in one comparison.", names.join(", "));
+        let of = match &names[..] {
+            [one] => format!("run {one}, which has a report of its own"),
+            _ => format!("runs {}, which have reports of their own", names.join(", ")),
+        };
+        let mut text = format!("The SAEs of the {of}, in one comparison.");
         if !self.run.missing.is_empty() {
             let _ = write!(text, " **Not made yet: {}.**", self.run.missing.join(", "));
         }
