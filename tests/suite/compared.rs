@@ -62,7 +62,7 @@ fn families_are_compared_over_seeds_within_a_run_and_between_runs() {
     assert!(copy.success());
     let both = run.home().join("both.yaml");
     let text = format!("report: {{reference: batchtopk, beside: [{}, {}]}}\n", first.display(), second.display());
-    std::fs::write(&both, text).unwrap();
+    std::fs::write(&both, &text).unwrap();
     let output = report(&both, run.home());
     assert!(output.status.success(), "{}", stderr(&output));
     let groups = results(&run.home().join("report"))["comparison"]["groups"].clone();
@@ -80,6 +80,17 @@ fn families_are_compared_over_seeds_within_a_run_and_between_runs() {
     std::fs::remove_file(second.join("recover/manifest.json")).unwrap();
     let message = stderr(&report(&both, run.home()));
     assert!(message.contains("report.beside: ") && message.contains("second/recover: nothing published"), "{message}");
+
+    // Left out where it may be, and named.
+    std::fs::write(&both, text.replace("report: {", "report: {skip_missing: true, ")).unwrap();
+    let output = report(&both, run.home());
+    assert!(output.status.success() && stderr(&output).contains("left out"), "{}", stderr(&output));
+    let page = std::fs::read_to_string(run.home().join("report/report.md")).unwrap();
+    assert!(page.contains("The SAEs of the run first, ") && page.contains("**Not made yet: second.**"), "{page}");
+    assert_eq!(results(&run.home().join("report"))["comparison"]["groups"][0]["family"], "batchtopk");
+    std::fs::remove_dir_all(&first).unwrap();
+    let message = stderr(&report(&both, run.home()));
+    assert!(message.contains("report.beside: no run has been made yet") && message.contains("first"), "{message}");
 }
 
 #[test]

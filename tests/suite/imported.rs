@@ -20,12 +20,13 @@ fn run() -> (Run, PathBuf) {
 
 fn import(run: &Run, folder: &Path) {
     let last = "tree: {update_every: 10}}";
-    run.edit(last, &format!("{last}\n    - {{name: theirs, import: {}}}", folder.display()));
+    run.edit(last, &format!("{last}\n    - {{name: theirs, family: foreign, import: {}}}", folder.display()));
 }
 
 #[test]
 fn an_imported_sae_is_measured_as_the_one_it_was() {
     let (run, _) = run();
+    run.edit("title: HierSAE smoke run", "reference: foreign");
     let before = run.manifests();
     STAGES.iter().for_each(|stage| run.expect(stage, &[]));
     let after = run.manifests();
@@ -47,7 +48,8 @@ fn an_imported_sae_is_measured_as_the_one_it_was() {
         assert!((theirs - ours).abs() <= 1e-5, "{metric}: {theirs}, {ours}");
     }
     let page = std::fs::read_to_string(run.folder.join("report/report.md")).unwrap();
-    for said in ["jumprelu, imported", "but for those that were trained elsewhere: theirs."] {
+    let unlike = "vanilla (a reference trained elsewhere)";
+    for said in ["jumprelu, imported", "but for those that were trained elsewhere: theirs.", unlike] {
         assert!(page.contains(said), "{said}\n{page}");
     }
     // The wanted L0 of thresholds that say none is the one they have.

@@ -48,6 +48,56 @@ fn a_key_of_one_sae_retrains_that_one_alone() {
 }
 
 #[test]
+fn a_family_is_the_reports_business_alone() {
+    let run = Run::finished();
+    let (manifests, times) = (run.manifests(), run.output_times());
+    run.edit("name: vanilla, ", "name: vanilla, family: flat, ");
+    run.edit("title: HierSAE smoke run", "reference: flat");
+    run.all();
+    assert_eq!(changed(&manifests, &run.manifests()), ["report", "train"]);
+    for (path, time) in run.output_times() {
+        let is_renamed = path.ends_with("train/saes.json") || path.starts_with(run.folder.join("report"));
+        assert!(is_renamed || times.get(&path) == Some(&time), "{} was written again", path.display());
+    }
+    let results = std::fs::read_to_string(run.folder.join("report/results.json")).unwrap();
+    assert!(results.contains("\"family\": \"flat\""), "{results}");
+}
+
+#[test]
+fn other_thresholds_are_found_without_training_and_are_what_training_would_have_found() {
+    let run = Run::new(&format!(
+        "extends: {}\ntrain:\n  n_tokens: 6000\n  saes:\n    \
+         - {{name: vanilla, arch: vanilla, n_fine: 16, k: 2, l1_weighting: decoder-norm}}\n    \
+         - {{name: gated, arch: gated, n_fine: 16, k: 2}}\n    \
+         - {{name: jumprelu, arch: jumprelu, n_fine: 16, k: 2}}\n    \
+         - {{name: tree-sae, arch: tree-sae, n_coarse: 8, n_fine: 8, k: 2}}\n    \
+         - {{name: hiersae, n_coarse: 8, n_fine: 8, k: 2, tree: {{update_every: 5, min_count: 1}}}}\n",
+        repository().join("configs/smoke.yaml").display()
+    ));
+    ["fetch", "harvest", "train"].iter().for_each(|stage| run.expect(stage, &[]));
+    let before = run.manifests();
+    for (old, new) in [("k: 2", "k: 2, prior_kappa: 0.4, refine_sweeps: 3"), ("refine_sweeps: 3", "refine_sweeps: 0")] {
+        run.edit(old, new);
+        let status = String::from_utf8(run.stage("train", &["--status"]).stdout).unwrap();
+        assert!(status.contains("hiersae") && status.contains("stale: calibration."), "{status}");
+        let output = Command::new(programs().join("train"))
+            .args(["--config".as_ref(), run.config.as_os_str(), "--run".as_ref(), run.folder.as_os_str()])
+            .output()
+            .unwrap();
+        let said = stderr(&output);
+        assert!(output.status.success(), "{said}");
+        for sae in ["vanilla", "gated", "jumprelu", "tree-sae", "hiersae"] {
+            assert!(said.contains(&format!("{sae}: its thresholds found anew")), "{said}");
+        }
+        assert!(!said.contains(" tokens in "), "something was trained: {said}");
+        let renewed = run.manifests();
+        assert_eq!(changed(&before, &renewed).len(), 6, "all SAEs and the list of them");
+        run.expect("train", &["--force"]);
+        assert_eq!(changed(&renewed, &run.manifests()), [""; 0]);
+    }
+}
+
+#[test]
 fn another_sae_costs_the_measures_of_that_one_alone() {
     let run = Run::finished();
     let times = run.output_times();

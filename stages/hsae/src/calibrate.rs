@@ -29,6 +29,22 @@ const RATE_FLOOR: f64 = 0.05;
 /// Folds the normalisation in and finds the thresholds.
 /// Shapes: rows [n, d_model], training activations in their own units; `scale` normalises them.
 pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
+    let mut sae = without_rules(trainer, scale);
+    set_rules(&mut sae, rows);
+    sae
+}
+
+/// The same, but where parents are to be chosen once more, with thresholds for that alone; `Recount` sets the others.
+pub fn finish_but_for_tree(trainer: &Trainer, scale: f32, rows: &[f32]) -> (TrainedSae, Option<Recount>) {
+    let mut sae = without_rules(trainer, scale);
+    let recount = Recount::start(&mut sae, rows);
+    if recount.is_none() {
+        set_rules(&mut sae, rows);
+    }
+    (sae, recount)
+}
+
+fn without_rules(trainer: &Trainer, scale: f32) -> TrainedSae {
     let (state, config) = (&trainer.state, &trainer.config);
     let weights = folded(&state.weights, config.has_unit_rows(), scale);
     let gate = match (config.tree_sae(), config.tree(), state.mean_activation) {
@@ -43,6 +59,14 @@ pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
         (None, Some(family)) => sae.parent = family.parents(),
         (None, None) => {}
     }
+    sae
+}
+
+/// A finished SAE with the thresholds that `config` asks for; it may differ in `prior_kappa` and `refine_sweeps`. On the
+/// rows that training ended with it becomes what that training would have ended in, bit for bit.
+/// Shapes: rows [n, d_model].
+pub fn calibrated_anew(sae: TrainedSae, config: &Sae, rows: &[f32]) -> TrainedSae {
+    let mut sae = TrainedSae { config: config.clone(), packed: Packed::default(), ..sae };
     set_rules(&mut sae, rows);
     sae
 }

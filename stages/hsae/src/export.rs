@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use artifact::config::{Arch, Sae};
-use artifact::stage::Task;
-use artifact::tables::{CurveRow, TreeNode, write_rows};
+use artifact::stage::{Input, Task};
+use artifact::tables::{CurveRow, TreeNode, read_rows, write_rows};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -35,21 +35,37 @@ pub(crate) struct Cfg {
     pub(crate) config: Sae,
 }
 
-/// Writes weights, configuration, rules, tree and curve. `tree` is what the choice of parents rests on, where it is
-/// mutual information; `hook` and `model` are for whoever loads the SAE elsewhere.
+/// What a training tells of itself.
+pub struct Record {
+    tree: Vec<TreeNode>,
+    curve: Vec<CurveRow>,
+}
+
+impl Record {
+    /// `tree` is what the choice of parents rests on, where it is mutual information.
+    pub fn new(sae: &TrainedSae, tree: Option<&TreeLearner>, curve: Vec<CurveRow>) -> Self {
+        Self { tree: tree_nodes(sae, tree), curve }
+    }
+
+    /// Of an SAE that has been published. Errors: a file is damaged.
+    pub fn read(input: &Input) -> Result<Self> {
+        Ok(Self { tree: read_rows(&input.file(TREE)?)?, curve: read_rows(&input.file(CURVE)?)? })
+    }
+}
+
+/// Writes weights, configuration, rules, tree and curve. `hook` and `model` are for whoever loads the SAE elsewhere.
 pub fn publish(
     task: &mut Task,
     sae: &TrainedSae,
-    tree: Option<&TreeLearner>,
-    curve: &[CurveRow],
+    record: &Record,
     model: Option<&str>,
     hook: Option<&str>,
 ) -> Result<()> {
     task.write_bytes(WEIGHTS, &weights_file(sae).to_bytes()?)?;
     task.write_json(CFG, &cfg(sae, model, hook)?)?;
     task.write_bytes(RULES, &rules_file(sae).to_bytes()?)?;
-    task.write(TREE, |file| write_rows(file, &tree_nodes(sae, tree)))?;
-    task.write(CURVE, |file| write_rows(file, curve))
+    task.write(TREE, |file| write_rows(file, &record.tree))?;
+    task.write(CURVE, |file| write_rows(file, &record.curve))
 }
 
 /// [rows, cols] → [cols, rows].
@@ -95,7 +111,8 @@ fn cfg(sae: &TrainedSae, model: Option<&str>, hook: Option<&str>) -> Result<Valu
             "sae_lens_version": "6.0.0",
             "model_name": model,
             "hook_name": hook,
-            "hiersae": Ours { seed: sae.seed, config: sae.config.clone() },
+            // Its family is what it is called, not what it is.
+            "hiersae": Ours { seed: sae.seed, config: Sae { family: None, ..sae.config.clone() } },
         },
     });
     if sae.config.arch == Arch::MatchingPursuit {

@@ -28,7 +28,7 @@ mod weights;
 
 pub use adam::{Adam, Lengths};
 pub use archs::Family;
-pub use calibrate::{Recount, finish};
+pub use calibrate::{Recount, calibrated_anew, finish, finish_but_for_tree};
 pub use refine::Refinement;
 pub use sparse::{Columns, SparseRows};
 pub use trained::{Magnitude, Mode, Packed, Rule, Rules, Threshold, TrainedSae, TreeGate, View};

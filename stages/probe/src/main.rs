@@ -42,10 +42,12 @@ fn run(stage: &Stage) -> Result<()> {
         Some(model) => Some(ModelInputs::find(stage, model)?),
         None => None,
     };
-    let mut inputs = vec![&harvest, &train];
+    let mut inputs = vec![&harvest];
     inputs.extend(&saes);
     inputs.extend(model.iter().flat_map(ModelInputs::all));
-    let config = json!({"probe": stage.pipeline.probe});
+    // Of the list of SAEs, what is read: their families are the report's business.
+    let names: Vec<_> = saes.iter().map(|sae| &sae.name).collect();
+    let config = json!({"probe": stage.pipeline.probe, "saes": names});
     let Some(mut task) = stage.task("probe", RECIPE, config, &inputs)? else { return Ok(()) };
 
     let (probes, splices) = match &model {

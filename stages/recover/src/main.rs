@@ -85,7 +85,7 @@ fn run(stage: &Stage) -> Result<()> {
     // Without a setting nothing was measured, and there is no speed to tell of.
     setting.get().map(|_| progress.finish(names.len() as u64));
     let pairs = compare_seeds(stage, &names)?;
-    merge(stage, &harvest, &train, &names, &pairs)
+    merge(stage, &harvest, &names, &pairs)
 }
 
 /// `recover/NAME`: one SAE in all its modes. What all SAEs share is read when it is first needed.
@@ -180,11 +180,12 @@ fn all_there(stage: &Stage, folders: impl IntoIterator<Item = String>) -> Result
 }
 
 /// The tables of all SAEs, and of all pairs of them, one after another in the order of the pipeline.
-fn merge(stage: &Stage, harvest: &Input, train: &Input, names: &[String], pairs: &[String]) -> Result<()> {
+fn merge(stage: &Stage, harvest: &Input, names: &[String], pairs: &[String]) -> Result<()> {
     let parts = all_there(stage, names.iter().map(|name| format!("recover/{name}")))?;
     let pairs = all_there(stage, pairs.iter().map(|pair| format!("recover/{pair}")))?;
-    let inputs: Vec<&Input> = [harvest, train].into_iter().chain(&parts).chain(&pairs).collect();
-    let config = json!({"recover": stage.pipeline.recover});
+    let inputs: Vec<&Input> = [harvest].into_iter().chain(&parts).chain(&pairs).collect();
+    // Of the list of SAEs, what is read: their families are the report's business.
+    let config = json!({"recover": stage.pipeline.recover, "saes": names});
     let Some(mut task) = stage.task("recover", RECIPE, config, &inputs)? else { return Ok(()) };
     append::<Metric>(&mut task, "recovery.parquet", &parts)?;
     append::<Edge>(&mut task, "edges.parquet", &parts)?;

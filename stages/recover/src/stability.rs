@@ -27,12 +27,13 @@ pub(crate) fn pairs(saes: &[(Sae, u64)]) -> Result<Vec<(usize, usize)>> {
     Ok((0..saes.len()).flat_map(|a| (a + 1..saes.len()).map(move |b| (a, b))).filter(is_pair).collect())
 }
 
-/// Everything but `name` and `seed`.
+/// Everything but `name`, `family` and `seed`.
 fn configuration(sae: &Sae) -> Result<Value> {
     let mut config = serde_json::to_value(sae)?;
     let keys = config.as_object_mut().context("the configuration of an SAE is no map")?;
-    keys.remove("name");
-    keys.remove("seed");
+    for key in ["name", "family", "seed"] {
+        keys.remove(key);
+    }
     Ok(config)
 }
 

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, bail};
 use artifact::config::{Pipeline, Report, Sae};
 use artifact::digest;
-use artifact::stage::{Input, Stage};
+use artifact::stage::{Input, MANIFEST, Stage};
 use artifact::tables::{CurveRow, DensityBin, Metric, ProbeScore, Row, SpliceScore, read_rows};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::comparison::Contender;
+use crate::comparison::{Contender, Training};
 use crate::trees::TreeSummary;
 
 /// The published folders that the report is made from.
@@ -20,12 +20,14 @@ pub(crate) struct Folders {
     /// None for a pipeline that only compares other runs.
     own: Option<Own>,
     beside: Vec<Beside>,
+    /// Runs beside this one that may be left out, and are.
+    missing: Vec<String>,
 }
 
 struct Own {
     harvest: Input,
     train: Input,
-    saes: Vec<Input>,
+    saes: Vec<PublishedSae>,
     recover: Input,
     probe: Input,
 }
@@ -34,8 +36,14 @@ struct Own {
 struct Beside {
     /// The last part of the path to its folder.
     run: String,
-    saes: Vec<Input>,
+    saes: Vec<PublishedSae>,
     recover: Input,
+}
+
+/// `train/NAME`, and what `train/saes.json` says beside it.
+struct PublishedSae {
+    input: Input,
+    family: Option<String>,
 }
 
 /// Everything read, in the order of the pipeline.
@@ -49,6 +57,8 @@ pub(crate) struct Run {
     pub(crate) splices: Vec<SpliceScore>,
     /// `harvest/stats.json`.
     pub(crate) stats: Value,
+    /// Runs that were to be beside this one, and are not there.
+    pub(crate) missing: Vec<String>,
     /// Folder → digest of what it held, and the digest of the configuration.
     pub(crate) made_from: BTreeMap<String, String>,
 }
@@ -76,18 +86,25 @@ impl Folders {
     pub(crate) fn open(stage: &Stage) -> Result<Self> {
         let pipeline = &stage.pipeline;
         let own = || {
-            let saes = pipeline.train.saes.iter().map(|sae| stage.input(&format!("train/{}", sae.name)));
+            let train = stage.input("train")?;
             Ok::<_, Error>(Own {
                 harvest: stage.input("harvest")?,
-                train: stage.input("train")?,
-                saes: saes.collect::<Result<_>>()?,
+                saes: published(&train, |folder| stage.input(folder))?,
+                train,
                 recover: stage.input("recover")?,
                 probe: stage.input("probe")?,
             })
         };
+        let own = if pipeline.only_compares() { None } else { Some(own()?) };
+        let Report { beside, skip_missing, .. } = &pipeline.report;
+        let (there, missing): (Vec<_>, Vec<_>) = beside.iter().partition(|run| !skip_missing || is_finished(run));
+        if own.is_none() && there.is_empty() {
+            bail!("report.beside: no run has been made yet in {}", missing[0].display());
+        }
         Ok(Self {
-            own: if pipeline.only_compares() { None } else { Some(own()?) },
-            beside: pipeline.report.beside.iter().map(|run| Beside::open(run)).collect::<Result<_>>()?,
+            own,
+            beside: there.into_iter().map(|run| Beside::open(run)).collect::<Result<_>>()?,
+            missing: missing.into_iter().map(|run| name_of(run)).collect(),
         })
     }
 
@@ -95,11 +112,11 @@ impl Folders {
         let mut all = Vec::new();
         if let Some(own) = &self.own {
             all.extend([&own.harvest, &own.train]);
-            all.extend(&own.saes);
+            all.extend(own.saes.iter().map(|sae| &sae.input));
             all.extend([&own.recover, &own.probe]);
         }
         for beside in &self.beside {
-            all.extend(&beside.saes);
+            all.extend(beside.saes.iter().map(|sae| &sae.input));
             all.push(&beside.recover);
         }
         all
@@ -114,8 +131,7 @@ impl Beside {
             input.name = format!("beside/{run}/{name}");
             Ok::<_, Error>(input)
         };
-        let saes: Vec<Listed> = json(&open("train")?, "saes.json")?;
-        let saes = saes.iter().map(|sae| open(&sae.folder)).collect::<Result<_>>()?;
+        let saes = published(&open("train")?, open)?;
         let recover = open("recover")?;
         Ok(Self { run, saes, recover })
     }
@@ -136,12 +152,13 @@ impl Run {
             probes: Vec::new(),
             splices: Vec::new(),
             stats: Value::Null,
+            missing: folders.missing.clone(),
             made_from,
         };
         if let Some(own) = &folders.own {
-            let saes = own.saes.iter().map(|input| {
-                let curve = read_rows(&input.file("curve.parquet")?)?;
-                Ok(TrainedSae { config: config_of_sae(input)?, curve })
+            let saes = own.saes.iter().map(|sae| {
+                let curve = read_rows(&sae.input.file("curve.parquet")?)?;
+                Ok(TrainedSae { config: sae.config()?, curve })
             });
             run.saes = saes.collect::<Result<_>>()?;
             run.metrics = read_rows(&own.recover.file("recovery.parquet")?)?;
@@ -162,7 +179,7 @@ impl Run {
             Ok(Contender {
                 run: None,
                 data: harvest_of(&own.recover),
-                saes: self.saes.iter().map(|sae| sae.config.clone()).collect(),
+                saes: own.saes.iter().map(PublishedSae::contestant).collect::<Result<_>>()?,
                 metrics: self.metrics.clone(),
             })
         });
@@ -170,7 +187,7 @@ impl Run {
             Ok(Contender {
                 run: Some(beside.run.clone()),
                 data: harvest_of(&beside.recover),
-                saes: beside.saes.iter().map(config_of_sae).collect::<Result<_>>()?,
+                saes: beside.saes.iter().map(PublishedSae::contestant).collect::<Result<_>>()?,
                 metrics: read_rows(&beside.recover.file("recovery.parquet")?)?,
             })
         });
@@ -191,8 +208,13 @@ impl Run {
 }
 
 /// What tells a run from others beside it.
-fn name_of(run: &Path) -> String {
+pub(crate) fn name_of(run: &Path) -> String {
     run.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Whether everything has been published that a comparison reads.
+fn is_finished(run: &Path) -> bool {
+    ["train", "recover"].iter().all(|folder| run.join(folder).join(MANIFEST).exists())
 }
 
 /// The digest of the activations on which it was measured.
@@ -200,9 +222,28 @@ fn harvest_of(recover: &Input) -> String {
     recover.manifest.key.inputs.get("harvest").cloned().unwrap_or_default()
 }
 
-/// As published: of an imported SAE the pipeline only knows the name.
-fn config_of_sae(input: &Input) -> Result<Sae> {
-    Ok(json::<Cfg>(input, "cfg.json")?.metadata.hiersae.config)
+/// The SAEs that `train/saes.json` lists.
+fn published(train: &Input, open: impl Fn(&str) -> Result<Input>) -> Result<Vec<PublishedSae>> {
+    let listed: Vec<Listed> = json(train, "saes.json")?;
+    let saes = listed.into_iter().map(|Listed { folder, family }| Ok(PublishedSae { input: open(&folder)?, family }));
+    saes.collect()
+}
+
+impl PublishedSae {
+    /// As published: of an imported SAE the pipeline only knows the name.
+    fn config(&self) -> Result<Sae> {
+        let config = json::<Cfg>(&self.input, "cfg.json")?.metadata.hiersae.config;
+        // Runs of older builds have it in the SAE's own file.
+        Ok(Sae { family: self.family.clone().or(config.family), ..config })
+    }
+
+    /// Its key says how it was trained.
+    fn contestant(&self) -> Result<(Sae, Training)> {
+        let sae = self.config()?;
+        let train = &self.input.manifest.key.config["train"];
+        let training = Training::new(&sae, train["n_tokens"].as_u64(), train["batch_size"].as_u64());
+        Ok((sae, training))
+    }
 }
 
 /// A table that a stage leaves out where it has nothing to say: without a language model there is nothing to probe.
@@ -214,6 +255,7 @@ fn optional<R: Row>(input: &Input, path: &str) -> Result<Vec<R>> {
 #[derive(Deserialize)]
 struct Listed {
     folder: String,
+    family: Option<String>,
 }
 
 /// `recover/summary.json`, as far as it is read here.

@@ -22,7 +22,7 @@ use serde_json::json;
 use inputs::{Folders, Run};
 
 /// Rises when the report says something else about the same artifacts.
-const RECIPE: u32 = 4;
+const RECIPE: u32 = 5;
 
 fn main() -> ExitCode {
     main_of("report", "Compares the SAEs of a run: tables, figures with intervals, pictures", run)
@@ -36,9 +36,14 @@ fn run(stage: &Stage) -> Result<()> {
     let run = Run::read(&stage.pipeline, &folders)?;
     let figures = figures::collect(&run)?;
     let reference = run.pipeline.report.reference.as_deref();
-    let comparison = comparison::compare(&run.contenders(&folders)?, reference)?;
+    let comparison = comparison::compare(&run.contenders(&folders)?, reference, run.missing.is_empty())?;
     let mut gaps = if run.saes.is_empty() { Vec::new() } else { gaps::find(&run, &figures) };
     let mut plots = plots::draw(&run, &figures)?;
+    if !run.missing.is_empty() {
+        let missing = run.missing.join(", ");
+        stage.log.line(format!("left out, since there is no finished run in them: {missing}"));
+        gaps.push(format!("the runs {missing}, which were to stand beside the others: they have not been made yet"));
+    }
     if let Some(comparison) = &comparison {
         gaps.extend(comparison.gaps(reference));
         plots.extend(comparison::draw(comparison)?);

@@ -8,7 +8,7 @@ use artifact::config::Arch;
 use crate::comparison::{self, Comparison};
 use crate::figures::{Figure, Figures, Mode, Name};
 use crate::gaps;
-use crate::inputs::Run;
+use crate::inputs::{self, Run};
 use crate::markdown::{self, Table};
 use crate::measures::{self, Better, Column, Format, TREE, TREES};
 use crate::plots::Plot;
@@ -73,7 +73,7 @@ impl Page<'_> {
         }
         text.push('.');
         self.line(text);
-        let row = |sae: &crate::inputs::TrainedSae| {
+        let row = |sae: &inputs::TrainedSae| {
             let sae = &sae.config;
             let width =
                 if sae.n_coarse > 0 { format!("{} + {}", sae.n_coarse, sae.n_fine) } else { sae.n_fine.to_string() };
@@ -97,12 +97,17 @@ impl Page<'_> {
     /// Of a report that has no SAEs of its own.
     fn introduction_to_runs(&mut self) {
         self.line(format!("# {}", self.run.pipeline.report.title));
-        let names = self.run.pipeline.report.beside.iter().filter_map(|run| run.file_name());
-        let names: Vec<_> = names.map(|name| name.to_string_lossy()).collect();
-        self.line(format!(
-            "The SAEs of the runs {}, which have reports of their own, in one comparison.",
-            names.join(", ")
-        ));
+        let names = self.run.pipeline.report.beside.iter().map(|run| inputs::name_of(run));
+        let names: Vec<_> = names.filter(|name| !self.run.missing.contains(name)).collect();
+        let of = match &names[..] {
+            [one] => format!("run {one}, which has a report of its own"),
+            _ => format!("runs {}, which have reports of their own", names.join(", ")),
+        };
+        let mut text = format!("The SAEs of the {of}, in one comparison.");
+        if !self.run.missing.is_empty() {
+            let _ = write!(text, " **Not made yet: {}.**", self.run.missing.join(", "));
+        }
+        self.line(text);
         self.line(
             "Everything is measured on held-out documents. *Native* thresholds are what training ended with; *prior* ones add \
              each latent's firing rate and are refitted to the wanted L0; *refined* ones judge each latent by what the others \

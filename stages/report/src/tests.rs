@@ -116,6 +116,7 @@ fn run() -> Run {
         probes: Vec::new(),
         splices: Vec::new(),
         stats: json!({"n_train": 200_000, "n_heldout": 50_000}),
+        missing: Vec::new(),
         made_from: BTreeMap::from([("recover".into(), "ab".repeat(32))]),
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use artifact::config::Sae;
 use artifact::stage::{Input, Stage, Task};
-use hsae::export;
+use hsae::export::{self, Record};
 use serde_json::json;
 
 use crate::RECIPE;
@@ -48,7 +48,7 @@ pub(crate) fn publish(
     foreign.check_width(harvested.d_model)?;
     let imported = foreign.finish(sae, seed, &data.sample(seed, N_CALIBRATION_ROWS)?)?;
     let (model, hook) = (harvested.model.as_deref(), harvested.hook.as_deref());
-    export::publish(&mut task, &imported, None, &[], model, hook)?;
+    export::publish(&mut task, &imported, &Record::new(&imported, None, Vec::new()), model, hook)?;
     task.finish()?;
     let Sae { arch, k, .. } = &imported.config;
     let (arch, d_sae) = (format!("{arch:?}").to_lowercase(), imported.d_sae);

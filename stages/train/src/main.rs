@@ -1,6 +1,7 @@
 //! Activations → sparse autoencoders.
 
 mod batches;
+mod calibration;
 mod data;
 mod fresh;
 mod import;
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use artifact::config::{DeviceChoice, Sae};
-use artifact::stage::{GpuSupport, Input, Stage, Task, main_of_with_gpu};
+use artifact::stage::{GpuSupport, Input, Key, Stage, Task, main_of_with_gpu};
 use hsae::gpu::{self, Gpu};
 use serde_json::json;
 
@@ -23,6 +24,9 @@ const RECIPE: u32 = 8;
 
 /// What `Stage::device` calls a GPU.
 pub(crate) const GPU: &str = "cuda";
+
+/// The part of an SAE's key that only its thresholds at inference depend on.
+pub(crate) const CALIBRATION: &str = "calibration";
 
 /// SAEs on one pass over data that do not fit in memory, or are drawn.
 const TOGETHER: usize = 8;
@@ -43,6 +47,13 @@ fn run(stage: &Stage) -> Result<()> {
     let mut data = None;
     let mut failures = Failures::default();
     for (seed, saes) in by_seed(stage) {
+        for sae in &saes {
+            let key = key(stage, seed, sae, &harvest, &harvested)?;
+            if let Some(finished) = calibration::finished(stage, sae, &key) {
+                let data = loaded(&mut data, stage, &harvest, &harvested)?;
+                calibration::renew(stage, sae, &finished, key, &harvested, data)?;
+            }
+        }
         let mut saes = saes.into_iter().peekable();
         while saes.peek().is_some() {
             let started = start_some(stage, seed, &mut saes, &harvest, &harvested)?;
@@ -107,12 +118,14 @@ fn start_some<'a>(
     while started.len() < together
         && let Some(sae) = saes.next()
     {
-        started.extend(start(stage, seed, sae, harvest, harvested)?.map(|task| (sae, task)));
+        let task = stage.task_of(&folder(sae), key(stage, seed, sae, harvest, harvested)?)?;
+        started.extend(task.map(|task| (sae, task)));
     }
     Ok(started)
 }
 
-fn start(stage: &Stage, seed: u64, sae: &Sae, harvest: &Input, harvested: &Harvested) -> Result<Option<Task>> {
+/// Of an SAE that is trained here.
+fn key(stage: &Stage, seed: u64, sae: &Sae, harvest: &Input, harvested: &Harvested) -> Result<Key> {
     let mut shared = serde_json::to_value(&stage.pipeline.train)?;
     if let Some(shared) = shared.as_object_mut() {
         // None of these changes what the SAE becomes.
@@ -126,8 +139,19 @@ fn start(stage: &Stage, seed: u64, sae: &Sae, harvest: &Input, harvested: &Harve
             shared.remove("gpu_precision");
         }
     }
-    let config = json!({"train": shared, "sae": sae});
-    stage.task_with(&format!("train/{}", sae.name), RECIPE, config, &[harvest], seed, device(stage, sae))
+    let mut of_sae = serde_json::to_value(Sae { family: None, ..sae.clone() })?;
+    let mut calibration = serde_json::Map::new();
+    if let Some(of_sae) = of_sae.as_object_mut() {
+        let keys = ["prior_kappa", "refine_sweeps"].into_iter();
+        calibration.extend(keys.filter_map(|key| of_sae.remove_entry(key)));
+    }
+    let config = json!({"train": shared, "sae": of_sae, CALIBRATION: calibration});
+    Ok(stage.key(RECIPE, config, &[harvest], seed, device(stage, sae)))
+}
+
+/// Of an SAE, below the run.
+pub(crate) fn folder(sae: &Sae) -> String {
+    format!("train/{}", sae.name)
 }
 
 /// Where an SAE is trained: on the CPU where the GPU trains none like it.
@@ -137,8 +161,14 @@ pub(crate) fn device(stage: &Stage, sae: &Sae) -> &'static str {
 
 /// `train/saes.json`: what the pipeline's SAEs are and where they lie, for the stages after this one.
 fn publish_list(stage: &Stage, harvest: &Input) -> Result<()> {
-    let names: Vec<_> = stage.pipeline.train.saes.iter().map(|sae| &sae.name).collect();
-    let folders: Vec<_> = names.iter().map(|name| format!("train/{name}")).collect();
+    let saes = &stage.pipeline.train.saes;
+    let folders: Vec<_> = saes.iter().map(folder).collect();
+    // What an SAE is called in comparisons stands here alone: to call it otherwise is not to train it anew.
+    let list: Vec<_> = saes
+        .iter()
+        .zip(&folders)
+        .map(|(sae, folder)| json!({"name": sae.name, "family": sae.family(), "folder": folder}))
+        .collect();
     let mut inputs = vec![];
     if !stage.args.status {
         for folder in &folders {
@@ -149,10 +179,8 @@ fn publish_list(stage: &Stage, harvest: &Input) -> Result<()> {
     }
     let inputs: Vec<&Input> = inputs.iter().chain([harvest]).collect();
     // No GPU has a part in it.
-    let (config, seed) = (json!({"saes": names}), stage.pipeline.seed);
+    let (config, seed) = (json!({"saes": list}), stage.pipeline.seed);
     let Some(mut task) = stage.task_with("train", RECIPE, config, &inputs, seed, "cpu")? else { return Ok(()) };
-    let list: Vec<_> =
-        names.iter().zip(&folders).map(|(name, folder)| json!({"name": name, "folder": folder})).collect();
     task.write_json("saes.json", &list)?;
     task.finish()?;
     Ok(())

@@ -5,13 +5,14 @@ use anyhow::{Context, Error, Result};
 use artifact::config::Sae;
 use artifact::stage::{Progress, Stage, Task};
 use artifact::tables::CurveRow;
+use hsae::export::{self, Record};
 use hsae::gpu::{self, Gpu};
-use hsae::{Recount, TrainedSae, Trainer, TreeLearner, checkpoint, export};
+use hsae::{Recount, TrainedSae, Trainer, TreeLearner, checkpoint};
 use serde_json::json;
 
 use crate::batches::{Batches, Wanted, with_batches};
 use crate::data::{Harvested, TrainingData};
-use crate::{GPU, device};
+use crate::{CALIBRATION, GPU, device};
 
 /// Training rows on which the thresholds at inference are set.
 pub(crate) const N_CALIBRATION_ROWS: usize = 16_384;
@@ -24,7 +25,7 @@ struct Member<'a> {
     curve: Vec<CurveRow>,
 }
 
-/// One that is trained, with its thresholds.
+/// One that is trained.
 struct Finished<'a> {
     sae: &'a Sae,
     task: Task,
@@ -193,7 +194,7 @@ impl<'a> Member<'a> {
     /// From its checkpoint, or from the start.
     fn resume(stage: &Stage, seed: u64, sae: &'a Sae, task: Task, harvested: &Harvested) -> Result<Self> {
         let mut trainer = Trainer::new(sae, &stage.pipeline.train, seed, &harvested.mean);
-        let curve = checkpoint::resume(&task.checkpoint_folder(), &task.key_digest(), &mut trainer)?;
+        let curve = checkpoint::resume(&task.checkpoint_folder(), &training_key(&task), &mut trainer)?;
         if trainer.state.step > 0 {
             stage.log.line(format!("{}: going on from step {}", sae.name, trainer.state.step));
         }
@@ -218,7 +219,7 @@ impl<'a> Member<'a> {
             self.curve.push(row.clone());
         }
         if is_checkpoint && !is_done {
-            let (folder, key) = (self.task.checkpoint_folder(), self.task.key_digest());
+            let (folder, key) = (self.task.checkpoint_folder(), training_key(&self.task));
             self.trainer.sync()?;
             checkpoint::save(&folder, &key, &self.trainer, &self.curve)?;
         }
@@ -232,8 +233,7 @@ impl<'a> Member<'a> {
             let values = json!({"sae": self.sae.name, "parts_s": self.trainer.timing()});
             stage.log.event(&summary(self.sae, row), values);
         }
-        let trained = hsae::finish(&self.trainer, harvested.scale, sample);
-        let recount = Recount::new(&trained);
+        let (trained, recount) = hsae::finish_but_for_tree(&self.trainer, harvested.scale, sample);
         let Self { sae, task, trainer, curve } = self;
         Ok(Finished { sae, task, trained, tree: trainer.state.tree, recount, curve })
     }
@@ -246,10 +246,16 @@ impl Finished<'_> {
             None => self.tree,
         };
         let (model, hook) = (harvested.model.as_deref(), harvested.hook.as_deref());
-        export::publish(&mut self.task, &self.trained, tree.as_ref(), &self.curve, model, hook)?;
+        let record = Record::new(&self.trained, tree.as_ref(), self.curve);
+        export::publish(&mut self.task, &self.trained, &record, model, hook)?;
         self.task.finish()?;
         Ok(())
     }
+}
+
+/// Thresholds are found when training is over, and no checkpoint depends on what is asked of them.
+fn training_key(task: &Task) -> String {
+    task.key_digest_without(CALIBRATION)
 }
 
 /// What is done for one SAE ends in an error even where it panics, so that the others of its group go on. An SAE that failed

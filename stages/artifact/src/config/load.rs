@@ -10,8 +10,9 @@ use super::{Pipeline, Sae};
 /// One file of a pipeline: what it says itself.
 struct Layer {
     path: PathBuf,
+    /// With the nulls that take back what a file below says.
     sections: Mapping,
-    /// The same, typed; what it leaves out are defaults.
+    /// The same, typed; what it leaves out or takes back are defaults.
     pipeline: Pipeline,
 }
 
@@ -75,19 +76,22 @@ fn read(path: &Path, is_first: bool) -> Result<Layer> {
 }
 
 fn parse(text: &str, path: &Path) -> Result<Layer> {
-    // A section whose keys are all commented out parses as null; it says nothing, as a missing one does.
-    let mut document: Value = serde_yaml::from_str(text)?;
-    let Some(sections) = document.as_mapping_mut() else {
+    let document: Value = serde_yaml::from_str(text)?;
+    let Value::Mapping(sections) = document else {
         bail!("expected sections such as `source:` and `train:`, found {}", kind(&document));
     };
-    let has_null = sections.values().any(Value::is_null);
-    sections.retain(|_, value| !value.is_null());
-    let sections = sections.clone();
-    let pipeline: Pipeline = if has_null {
-        serde_yaml::from_value(document)?
+    let mut said = sections.clone();
+    if sections.get("extends").is_some_and(|base| !base.is_null()) {
+        take_back(&mut said, &mut Vec::new())?;
     } else {
+        // A section whose keys are all commented out parses as null; it says nothing, as a missing one does.
+        said.retain(|_, value| !value.is_null());
+    }
+    let pipeline: Pipeline = if said == sections {
         // Parsed from the text and not from the value, since only then does an error know its line and column.
         serde_yaml::from_str(text)?
+    } else {
+        serde_yaml::from_value(Value::Mapping(said))?
     };
     if let Some(base) = &pipeline.extends {
         ensure!(!base.as_os_str().is_empty(), "extends is empty: name a file");
@@ -99,6 +103,9 @@ fn parse(text: &str, path: &Path) -> Result<Layer> {
 fn resolve(layers: &[Layer]) -> Result<Pipeline> {
     let mut sections = Mapping::new();
     layers.iter().rev().for_each(|layer| merge(&mut sections, &layer.sections));
+    if layers.len() > 1 {
+        take_back(&mut sections, &mut Vec::new())?;
+    }
     refuse_beside_import(&sections)?;
     let says_k = saes(&sections).map(|sae| sae.get("k").is_some_and(|k| !k.is_null())).collect::<Vec<_>>();
     let mut pipeline = match layers {
@@ -120,6 +127,57 @@ fn merge(base: &mut Mapping, over: &Mapping) {
                 base.insert(key.clone(), value.clone());
             }
         }
+    }
+}
+
+/// Removes every key that is null, so that it has its default; but not where null is a value of its own.
+/// `at`: the keys and places in lists that lead to the map.
+///
+/// Errors: there is no such key.
+fn take_back(map: &mut Mapping, at: &mut Vec<Value>) -> Result<()> {
+    for (key, mut value) in std::mem::take(map) {
+        at.push(key.clone());
+        let is_kept = !value.is_null() || null_is_a_value(at)?;
+        take_back_within(&mut value, at)?;
+        at.pop();
+        if is_kept {
+            map.insert(key, value);
+        }
+    }
+    Ok(())
+}
+
+fn take_back_within(value: &mut Value, at: &mut Vec<Value>) -> Result<()> {
+    match value {
+        Value::Mapping(map) => take_back(map, at)?,
+        Value::Sequence(items) => {
+            for (i, item) in items.iter_mut().enumerate() {
+                at.push(i.into());
+                take_back_within(item, at)?;
+                at.pop();
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Whether null says something else of this key than its absence: `probe.splice: null` is no splice at all. Told by reading
+/// a pipeline that has the key and nothing beside it, and one that has not.
+fn null_is_a_value(at: &[Value]) -> Result<bool> {
+    let Some((key, above)) = at.split_last() else { return Ok(false) };
+    let pipeline = |map: Mapping| {
+        let around = |inner: Value, key: &Value| match key {
+            Value::Number(_) => Value::Sequence(vec![inner]),
+            _ => Value::Mapping([(key.clone(), inner)].into_iter().collect()),
+        };
+        serde_yaml::from_value::<Pipeline>(above.iter().rev().fold(Value::Mapping(map), around))
+    };
+    let without = pipeline(Mapping::new())?;
+    match pipeline([(key.clone(), Value::Null)].into_iter().collect()) {
+        Ok(with) => Ok(with != without),
+        Err(error) if error.to_string().contains("unknown field") => Err(error.into()),
+        Err(_) => Ok(false), // it needs a value
     }
 }
 

@@ -28,7 +28,8 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct Pipeline {
     /// Another pipeline file, relative to this one, on which this one is laid: maps are merged key by key, lists and single
-    /// values replaced.
+    /// values replaced. A null here takes back what that file says, so that the key has its default; but where null is a
+    /// value of its own, as of `probe.splice`, it is that value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extends: Option<PathBuf>,
     /// Every random stream is ChaCha keyed by this seed, the stage, the shard and the step.

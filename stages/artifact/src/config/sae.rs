@@ -14,11 +14,11 @@ pub struct Sae {
     /// Its folder under `train/`.
     pub name: String,
     /// A finished SAE to take as it is, instead of training one: a folder in SAELens' format (version 6 or later), or in
-    /// dictionary_learning's. It goes with `name`, `family`, `prior_kappa` and
-    /// `refine_sweeps` alone.
+    /// dictionary_learning's. A relative path starts in the folder in which the stage is started. It goes with `name`,
+    /// `family`, `prior_kappa` and `refine_sweeps` alone.
     pub import: Option<PathBuf>,
-    /// What it is called in comparisons, where SAEs of one family differ in seed or k. Unset: its name, and with
-    /// `train.seeds` or `train.ks` the name that stands here.
+    /// What it is called in comparisons, where SAEs of one family differ in seed or k. It changes the report and nothing
+    /// else. Unset: its name, and with `train.seeds` or `train.ks` the name that stands here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub family: Option<String>,
     pub arch: Arch,
@@ -58,7 +58,8 @@ pub struct Sae {
     /// Coarse first, then fine. Unset: both levels from the first step, but for hiersae.
     pub curriculum: Option<Curriculum>,
     pub aux_k: AuxK,
-    /// Strength of the prior threshold, θ_j = t − κ·logit(q_j). Unset: noise variance over mean magnitude. 0: none.
+    /// Strength of the prior threshold, θ_j = t − κ·logit(q_j). Unset: noise variance over mean magnitude. 0: none. This key
+    /// and `refine_sweeps` act after training: where they change, a finished SAE keeps its weights.
     pub prior_kappa: Option<f64>,
     /// Sweeps of the refined modes, in which latents are judged by what the others leave of a token; 0: no such modes.
     pub refine_sweeps: usize,

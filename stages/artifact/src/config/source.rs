@@ -33,7 +33,8 @@ pub struct ModelSource {
 #[serde(deny_unknown_fields, default)]
 pub struct Text {
     pub from: TextSource,
-    /// For `from: file`: a `.txt` file (one document), a folder of them, a `.jsonl` or a `.parquet` with a text column.
+    /// For `from: file`: a `.txt` file (one document), a folder of them, a `.jsonl` or a `.parquet` with a text column. A
+    /// relative path starts in the folder in which the stage is started.
     pub path: Option<PathBuf>,
     /// For `.jsonl` and `.parquet`: the column that holds a document.
     pub column: String,
@@ -59,6 +60,7 @@ pub enum TextSource {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Activations {
+    /// A relative path starts in the folder in which the stage is started.
     pub path: PathBuf,
 }
 

@@ -166,9 +166,12 @@ pub struct Report {
     /// a family of that name too, `RUN/NAME` tells which; by its bare name, a family's differences are from the one in its
     /// own run, or else from the first that shares a seed with it. Unset: no differences.
     pub reference: Option<String>,
-    /// Other runs to compare with: folders, each with the `train` and `recover` of a finished run. With them a pipeline may
-    /// have no source and no SAEs, and its report is the comparison alone.
+    /// Other runs to compare with: folders, each with the `train` and `recover` of a finished run. Relative paths start, as
+    /// all in this file but `extends`, in the folder in which the stage is started: with make, that of the Makefile. With
+    /// runs beside it a pipeline may have no source and no SAEs, and its report is the comparison alone.
     pub beside: Vec<PathBuf>,
+    /// Leave out runs of `beside` that have not been made yet, and name them in the report. false: they are an error.
+    pub skip_missing: bool,
 }
 
 impl Default for Harvest {
@@ -243,6 +246,6 @@ impl Default for Splice {
 
 impl Default for Report {
     fn default() -> Self {
-        Self { title: "HierSAE".into(), reference: None, beside: Vec::new() }
+        Self { title: "HierSAE".into(), reference: None, beside: Vec::new(), skip_missing: false }
     }
 }

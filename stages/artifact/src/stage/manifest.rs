@@ -89,6 +89,15 @@ impl Manifest {
 }
 
 impl Key {
+    /// The same, less a part of the configuration.
+    pub fn without(&self, part: &str) -> Self {
+        let mut key = self.clone();
+        if let Some(config) = key.config.as_object_mut() {
+            config.remove(part);
+        }
+        key
+    }
+
     /// What differs from an older key, in words: `train.k 32 → 64`.
     pub fn changes_since(&self, old: &Key) -> Vec<String> {
         let mut changes = Vec::new();

@@ -180,7 +180,12 @@ impl Stage {
         seed: u64,
         device: &str,
     ) -> Result<Option<Task>> {
-        let key = Key {
+        self.task_of(folder, self.key(recipe, config, inputs, seed, device))
+    }
+
+    /// What [`Stage::task_with`] makes its task from.
+    pub fn key(&self, recipe: u32, config: Value, inputs: &[&Input], seed: u64, device: &str) -> Key {
+        Key {
             schema: manifest::SCHEMA,
             stage: self.name.into(),
             recipe,
@@ -188,7 +193,20 @@ impl Stage {
             device: device.into(),
             config,
             inputs: inputs.iter().map(|input| (input.name.clone(), input.manifest.digest.clone())).collect(),
-        };
+        }
+    }
+
+    /// `folder` as it was published, if it is whole and its key differs from this one in `part` of the configuration and in
+    /// nothing else: what does not depend on that part may be taken from it.
+    pub fn published_but_for(&self, folder: &str, key: &Key, part: &str) -> Option<Input> {
+        let input = self.input(folder).ok()?;
+        let old = &input.manifest.key;
+        let may_serve = old != key && old.without(part) == key.without(part);
+        (may_serve && input.manifest.damage(&self.run.join(folder)).is_none()).then_some(input)
+    }
+
+    /// Starts the task of a key.
+    pub fn task_of(&self, folder: &str, key: Key) -> Result<Option<Task>> {
         if self.args.status {
             println!("{folder:<24} {}", self.status(&self.run.join(folder), &key));
             return Ok(None);

@@ -70,9 +70,11 @@ impl Task {
         &self.folder
     }
 
-    /// Identifies what is being made; a checkpoint that carries another one is of no use.
-    pub fn key_digest(&self) -> String {
-        digest::of_bytes(serde_json::to_string(&self.key).expect("a key is plain JSON").as_bytes())
+    /// Identifies what is being made, whatever a part of its configuration says; a checkpoint that carries another one is of
+    /// no use.
+    pub fn key_digest_without(&self, part: &str) -> String {
+        let key = self.key.without(part);
+        digest::of_bytes(serde_json::to_string(&key).expect("a key is plain JSON").as_bytes())
     }
 
     /// Where unfinished work may be kept. It goes when the task is published.

@@ -14,18 +14,27 @@ const MIN_COUNT: f64 = 20.0;
 /// Counts of a finished SAE's firing, and in the end another tree.
 pub struct Recount {
     learner: TreeLearner,
+    /// What the SAE's thresholds are to be like. While it is counted they have the measured κ: the tree is a matter of
+    /// training, and does not change with what is asked of the thresholds.
+    prior_kappa: Option<f64>,
+    refine_sweeps: usize,
 }
 
 impl Recount {
-    /// `None` where there is no soft tree, or it is to stay as it was trained; a control stays, whatever else is true.
-    pub fn new(sae: &TrainedSae) -> Option<Self> {
+    /// Finds the thresholds that firing is counted with. `None` where there is no soft tree, or it is to stay as it was
+    /// trained; a control stays, whatever else is true. Shapes: rows [n, d_model].
+    pub(super) fn start(sae: &mut TrainedSae, rows: &[f32]) -> Option<Self> {
         let tree = sae.config.tree().filter(|tree| tree.recount_rows > 0 && tree.rule == TreeRule::Mi)?;
         if !matches!(sae.gate, TreeGate::Soft(_)) {
             return None;
         }
+        let prior_kappa = sae.config.prior_kappa.take();
+        let refine_sweeps = std::mem::take(&mut sae.config.refine_sweeps);
+        set_rules(sae, rows);
         // Every firing counts, and every row alike.
         let tree = Tree { decay: 1.0, firings_per_step: usize::MAX, min_count: MIN_COUNT, ..tree };
-        Some(Self { learner: TreeLearner::new(&tree, sae.n_coarse, sae.d_sae) })
+        let learner = TreeLearner::new(&tree, sae.n_coarse, sae.d_sae);
+        Some(Self { learner, prior_kappa, refine_sweeps })
     }
 
     /// Shapes: rows [n, d_model], in the SAE's own units.
@@ -34,11 +43,12 @@ impl Recount {
         self.learner.observe(&firing, &firing.columns());
     }
 
-    /// Gives the SAE the tree that the counts say, and the thresholds that go with it. Shapes: rows [n, d_model], those
-    /// that its thresholds were set on before. Returns what the choice rests on.
+    /// Gives the SAE the tree that the counts say, and the thresholds that it is to have. Shapes: rows [n, d_model], those
+    /// that it started with. Returns what the choice rests on.
     pub fn finish(mut self, sae: &mut TrainedSae, rows: &[f32]) -> TreeLearner {
         self.learner.choose();
         sae.parent = self.learner.parents();
+        (sae.config.prior_kappa, sae.config.refine_sweeps) = (self.prior_kappa, self.refine_sweeps);
         set_rules(sae, rows);
         self.learner
     }
@@ -51,7 +61,6 @@ mod tests {
 
     use super::*;
     use crate::calibrate::assembled;
-    use crate::trained::{Rule, Rules};
     use crate::weights::Weights;
 
     const D: usize = 4;
@@ -71,24 +80,23 @@ mod tests {
     }
 
     /// Latents are coordinates, the tree is wrong: the first child hangs under the independent latent, the other nowhere.
-    fn with_wrong_tree(recount_rows: u64, sample: &[f32]) -> TrainedSae {
+    fn with_wrong_tree(recount_rows: u64) -> TrainedSae {
+        let prior_kappa = Some(0.2);
         let tree = Some(Tree { recount_rows, ..Tree::default() });
-        let config = Sae { arch: Arch::Hiersae, n_coarse: 1, n_fine: D - 1, k: 1, tree, ..Sae::default() };
+        let config = Sae { arch: Arch::Hiersae, n_coarse: 1, n_fine: D - 1, k: 1, tree, prior_kappa, ..Sae::default() };
         let identity: Vec<f32> = (0..D * D).map(|i| if i % (D + 1) == 0 { 1.0 } else { 0.0 }).collect();
         let weights = Weights { w_enc: identity.clone(), w_dec: identity, ..Weights::init(0, D, D, &[0.0; D]) };
         let mut sae = assembled(config, 0, weights);
         sae.gate = TreeGate::Soft(0.5);
         sae.parent = vec![None, Some(3), None, None];
-        set_rules(&mut sae, sample);
         sae
     }
 
     #[test]
     fn a_wrong_tree_is_put_right_and_the_thresholds_with_it() {
         let sample = rows(4000, 0);
-        let mut sae = with_wrong_tree(8000, &sample);
-        let before: Rules = sae.rules.clone();
-        let mut recount = Recount::new(&sae).unwrap();
+        let mut sae = with_wrong_tree(8000);
+        let mut recount = Recount::start(&mut sae, &sample).unwrap();
         for seed in 1..9 {
             recount.observe(&sae, &rows(1000, seed));
         }
@@ -96,24 +104,35 @@ mod tests {
         assert_eq!(sae.parent, [None, Some(0), Some(0), None]);
         assert_eq!(sae.parent, learner.parents());
         assert!((learner.rate(0) - 0.4).abs() <= 0.02, "{}", learner.rate(0));
-        // What does not depend on the tree stays; thresholds under the gate are those of the new one.
-        assert_eq!(sae.rules.flat_prior, before.flat_prior);
-        let published = sae.rules.clone();
-        set_rules(&mut sae, &sample);
-        assert_eq!(sae.rules, published);
-        let Rule::Above(thresholds) = &published.gated_prior else { panic!("{:?}", published.gated_prior) };
-        assert!(thresholds.iter().all(|threshold| threshold.is_finite()));
+        // The SAE is what it would have become had it had that tree from the start.
+        let mut expected = with_wrong_tree(8000);
+        expected.parent.clone_from(&sae.parent);
+        set_rules(&mut expected, &sample);
+        assert_eq!(sae, expected);
+    }
+
+    #[test]
+    fn the_tree_does_not_depend_on_what_is_asked_of_the_thresholds() {
+        let sample = rows(4000, 0);
+        let learners = [(Some(0.9), 0), (None, 3)].map(|(prior_kappa, refine_sweeps)| {
+            let mut sae = with_wrong_tree(2000);
+            (sae.config.prior_kappa, sae.config.refine_sweeps) = (prior_kappa, refine_sweeps);
+            let mut recount = Recount::start(&mut sae, &sample).unwrap();
+            recount.observe(&sae, &rows(2000, 1));
+            recount.finish(&mut sae, &sample)
+        });
+        assert_eq!(learners[0], learners[1]);
     }
 
     #[test]
     fn too_few_rows_make_no_edge_and_none_at_all_no_recount() {
         let sample = rows(1000, 0);
-        let mut sae = with_wrong_tree(50, &sample);
-        let mut recount = Recount::new(&sae).unwrap();
-        // Fifteen firings of a parent at the most.
+        let mut sae = with_wrong_tree(50);
+        let mut recount = Recount::start(&mut sae, &sample).unwrap();
+        // Fewer firings than an edge needs.
         recount.observe(&sae, &rows(50, 1));
         recount.finish(&mut sae, &sample);
         assert_eq!(sae.parent, [None; D]);
-        assert!(Recount::new(&with_wrong_tree(0, &sample)).is_none());
+        assert!(Recount::start(&mut with_wrong_tree(0), &sample).is_none());
     }
 }

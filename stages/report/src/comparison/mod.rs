@@ -5,6 +5,7 @@ mod plots;
 mod statistics;
 #[cfg(test)]
 mod tests;
+mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,7 @@ use crate::gaps::L0_TOLERANCE;
 pub(crate) use page::render;
 pub(crate) use plots::draw;
 use statistics::{Difference, Estimate};
+pub(crate) use training::Training;
 
 /// What differences are tested for, each with Holm's correction over all that is compared.
 const HEADLINES: [&str; 5] = ["f1", "mcc", "edge_f1", "absorption", "ev"];
@@ -28,7 +30,7 @@ pub(crate) struct Contender {
     pub(crate) run: Option<String>,
     /// Digest of its harvest: figures of other activations do not compare.
     pub(crate) data: String,
-    pub(crate) saes: Vec<Sae>,
+    pub(crate) saes: Vec<(Sae, Training)>,
     pub(crate) metrics: Vec<Metric>,
 }
 
@@ -56,6 +58,11 @@ pub(crate) struct Group {
     pub(crate) k: usize,
     pub(crate) view: String,
     pub(crate) threshold: String,
+    /// How its SAEs were trained: alike, as a rule.
+    trainings: BTreeSet<Training>,
+    /// Why it does not compare with the reference, where there is one of its k and threshold.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) unlike_reference: Vec<String>,
     /// Whether the L0 of one of its seeds is more than 5 % from k.
     pub(crate) l0_is_off: bool,
     /// SAE by SAE, in order of their seeds.
@@ -93,9 +100,14 @@ pub(crate) struct GroupDifference {
 /// `None` where there is nothing to compare over: one run, in which no family has several seeds or budgets, and no
 /// reference.
 ///
-/// Errors: no family is called as the reference; two SAEs of a family agree in seed and k; a figure is NaN or infinite.
-pub(crate) fn compare(contenders: &[Contender], reference: Option<&str>) -> Result<Option<Comparison>> {
-    let groups = groups(contenders)?;
+/// Errors: no family is called as the reference, unless runs are missing that may have it; two SAEs of a family agree in
+/// seed and k; a figure is NaN or infinite.
+pub(crate) fn compare(
+    contenders: &[Contender],
+    reference: Option<&str>,
+    are_all_there: bool,
+) -> Result<Option<Comparison>> {
+    let mut groups = groups(contenders)?;
     let families: BTreeSet<_> = groups.iter().map(|group| (&group.family, group.k)).collect();
     let names: BTreeSet<_> = groups.iter().map(|group| &group.family).collect();
     let has_several = families.len() > names.len() || groups.iter().any(|group| group.seeds.len() > 1);
@@ -103,12 +115,13 @@ pub(crate) fn compare(contenders: &[Contender], reference: Option<&str>) -> Resu
         return Ok(None);
     }
     if let Some(reference) = reference
+        && are_all_there
         && !groups.iter().any(|group| group.is_called(reference))
     {
         let names: Vec<_> = names.iter().map(|name| name.as_str()).collect();
         bail!("report.reference = {reference}: no family is called so; there are {}", names.join(", "));
     }
-    let differences = reference.map_or(Vec::new(), |reference| differences(&groups, reference));
+    let differences = reference.map_or(Vec::new(), |reference| differences(&mut groups, reference));
     Ok(Some(Comparison { groups, differences }))
 }
 
@@ -146,12 +159,16 @@ impl Comparison {
             ));
         }
         if let Some(reference) = reference {
+            if !self.groups.iter().any(|group| group.is_called(reference)) {
+                gaps.push(format!("differences from {reference}: no run that is there has a family of that name"));
+                return gaps;
+            }
             let is_compared = |group: &Group| self.differences.iter().any(|difference| difference.is_of(group));
             let alone = families(&|group| !is_compared(group) && !group.is_called(reference));
             if !alone.is_empty() {
                 gaps.push(format!(
-                    "differences of {alone} from the reference, in one mode at least: no reference on the same activations \
-                     with the same k and a seed in common"
+                    "differences of {alone} from the reference, in one mode at least: no reference with the same k and a \
+                     seed in common that was trained alike on the same activations"
                 ));
             }
         }
@@ -167,6 +184,11 @@ impl Group {
     /// The family, and the view where it is not flat.
     pub(crate) fn label(&self) -> String {
         if self.view == "flat" { self.family.clone() } else { format!("{}, {}", self.family, self.view) }
+    }
+
+    /// Whether it may be held against others: its L0 is the wanted one, and its training the reference's.
+    pub(crate) fn is_fair(&self) -> bool {
+        !self.l0_is_off && self.unlike_reference.is_empty()
     }
 
     fn is_called(&self, reference: &str) -> bool {
@@ -197,13 +219,13 @@ type Values = BTreeMap<(String, String), f64>;
 fn groups(contenders: &[Contender]) -> Result<Vec<Group>> {
     let mut n_runs: BTreeMap<&str, usize> = BTreeMap::new();
     for contender in contenders {
-        let names: BTreeSet<&str> = contender.saes.iter().map(Sae::family).collect();
+        let names: BTreeSet<&str> = contender.saes.iter().map(|(sae, _)| sae.family()).collect();
         names.into_iter().for_each(|name| *n_runs.entry(name).or_default() += 1);
     }
     let mut groups = Vec::new();
     for contender in contenders {
         let mut places: Vec<(&str, usize)> = Vec::new();
-        for sae in &contender.saes {
+        for (sae, _) in &contender.saes {
             if !places.contains(&(sae.family(), sae.k)) {
                 places.push((sae.family(), sae.k));
             }
@@ -213,6 +235,8 @@ fn groups(contenders: &[Contender]) -> Result<Vec<Group>> {
                 Some(run) if n_runs[name] > 1 => format!("{run}/{name}"),
                 _ => name.to_owned(),
             };
+            let of_family = contender.saes.iter().filter(|(sae, _)| (sae.family(), sae.k) == (name, k));
+            let trainings: BTreeSet<Training> = of_family.map(|(_, training)| training.clone()).collect();
             for ((view, threshold), members) in members(contender, name, k)? {
                 let empty = Group {
                     family: family.clone(),
@@ -222,6 +246,8 @@ fn groups(contenders: &[Contender]) -> Result<Vec<Group>> {
                     k,
                     view,
                     threshold,
+                    trainings: trainings.clone(),
+                    unlike_reference: Vec::new(),
                     l0_is_off: false,
                     seeds: Vec::new(),
                     saes: Vec::new(),
@@ -238,8 +264,8 @@ fn groups(contenders: &[Contender]) -> Result<Vec<Group>> {
 type Members = BTreeMap<(String, String), BTreeMap<u64, (String, Values)>>;
 
 fn members(contender: &Contender, family: &str, k: usize) -> Result<Members> {
-    let saes = contender.saes.iter().filter(|sae| sae.family() == family && sae.k == k);
-    let saes: BTreeSet<&str> = saes.map(|sae| sae.name.as_str()).collect();
+    let saes = contender.saes.iter().filter(|(sae, _)| sae.family() == family && sae.k == k);
+    let saes: BTreeSet<&str> = saes.map(|(sae, _)| sae.name.as_str()).collect();
     let mut members = Members::new();
     for row in contender.metrics.iter().filter(|row| saes.contains(row.sae.as_str())) {
         let run = contender.run.as_ref().map_or(String::new(), |run| format!(" of {run}"));
@@ -290,17 +316,25 @@ fn filled(mut group: Group, members: &BTreeMap<u64, (String, Values)>) -> Group 
     group
 }
 
-fn differences(groups: &[Group], reference: &str) -> Vec<GroupDifference> {
+/// Groups that no reference was trained like are told why, and are in no difference.
+fn differences(groups: &mut [Group], reference: &str) -> Vec<GroupDifference> {
     let mut differences = Vec::new();
-    for group in groups {
+    for i in 0..groups.len() {
+        let group = &groups[i];
         let fits = |other: &&Group| {
             other.is_called(reference)
                 && other.view == "flat"
-                && (&other.data, other.k, &other.threshold) == (&group.data, group.k, &group.threshold)
+                && (other.k, &other.threshold) == (group.k, &group.threshold)
         };
-        let references: Vec<&Group> = groups.iter().filter(fits).collect();
+        let mut references: Vec<&Group> = groups.iter().filter(fits).collect();
         let is_itself = |other: &Group| other.family == group.family && group.view == "flat";
         if references.iter().any(|other| is_itself(other)) {
+            continue;
+        }
+        let nearest = references.iter().find(|other| other.run == group.run).or(references.first()).copied();
+        references.retain(|other| training::differences(group, other).is_empty());
+        if let (Some(nearest), true) = (nearest, references.is_empty()) {
+            groups[i].unlike_reference = training::differences(group, nearest);
             continue;
         }
         let shares_a_seed = |other: &&&Group| other.seeds.iter().any(|seed| group.seeds.contains(seed));

@@ -19,6 +19,9 @@ pub(crate) fn render(comparison: &Comparison, plots: &[Plot]) -> String {
          ↑, ↓, **bold**, *native*, *prior* and *gated* mean what they mean everywhere in this \
          report. `results.json` has every metric, seed by seed, under `comparison`.\n\n",
     );
+    if let Some(sentence) = unlike_in_words(comparison) {
+        out.push_str(&sentence);
+    }
     let settings = comparison.settings();
     let n_ks = settings.iter().map(|(k, _)| k).collect::<BTreeSet<_>>().len();
     for (k, threshold) in &settings {
@@ -67,9 +70,9 @@ fn means(groups: &[&Group], columns: &[Column], threshold: &str) -> Option<Table
         return None;
     }
     let best: Vec<Option<String>> = columns.iter().map(|column| best_of(groups, column)).collect();
-    let none_is_fair = groups.iter().all(|group| group.l0_is_off);
+    let none_is_fair = !groups.iter().any(|group| group.is_fair());
     let row = |group: &&Group| {
-        let may_win = !group.l0_is_off || none_is_fair;
+        let may_win = group.is_fair() || none_is_fair;
         let cell = |(column, best): (&&Column, &Option<String>)| match group.get(&column.name) {
             Some(figure) => {
                 let is_best = may_win && Some(column.format.write(figure.estimate.mean)) == *best;
@@ -89,7 +92,7 @@ fn means(groups: &[&Group], columns: &[Column], threshold: &str) -> Option<Table
 /// The best mean as it is written; `None` where all are written alike.
 fn best_of(groups: &[&Group], column: &Column) -> Option<String> {
     let values = |fair_only: bool| -> Vec<f64> {
-        let groups = groups.iter().filter(|group| !fair_only || !group.l0_is_off);
+        let groups = groups.iter().filter(|group| !fair_only || group.is_fair());
         groups.filter_map(|group| Some(group.get(&column.name)?.estimate.mean)).collect()
     };
     best_of_values(values, column)
@@ -163,5 +166,25 @@ fn difference_in_words(difference: &GroupDifference) -> String {
 }
 
 fn label(group: &Group) -> String {
-    format!("{}{}", group.label(), if group.l0_is_off { " †" } else { "" })
+    let l0 = if group.l0_is_off { " †" } else { "" };
+    let training = if group.unlike_reference.is_empty() { "" } else { " ‡" };
+    format!("{}{l0}{training}", group.label())
+}
+
+/// Which families do not compare with the reference, and why.
+fn unlike_in_words(comparison: &Comparison) -> Option<String> {
+    let mut families: Vec<String> = Vec::new();
+    for group in comparison.groups.iter().filter(|group| !group.unlike_reference.is_empty()) {
+        let family = format!("{} ({})", group.family, group.unlike_reference.join("; "));
+        if !families.contains(&family) {
+            families.push(family);
+        }
+    }
+    (!families.is_empty()).then(|| {
+        format!(
+            "‡ marks families that were not trained as the reference was, so that no difference is taken of them and none of \
+             their figures is bold: {}.\n\n",
+            families.join(", ")
+        )
+    })
 }

@@ -28,7 +28,8 @@ fn contender(run: Option<&str>, families: &[(&str, usize, &[f64])]) -> Contender
         for (seed, &value) in values.iter().enumerate() {
             let name = format!("{family}-k{k}-s{seed}");
             let sae = Sae { name: name.clone(), family: Some((*family).into()), k: *k, ..Sae::default() };
-            contender.saes.push(sae);
+            let training = Training::new(&sae, Some(1000), Some(10));
+            contender.saes.push((sae, training));
             contender.metrics.push(row(&name, seed as u64, NATIVE, "f1", value));
             contender.metrics.push(row(&name, seed as u64, NATIVE, "l0", *k as f64));
         }
@@ -37,13 +38,13 @@ fn contender(run: Option<&str>, families: &[(&str, usize, &[f64])]) -> Contender
 }
 
 fn compared(contenders: &[Contender], reference: Option<&str>) -> Comparison {
-    compare(contenders, reference).unwrap().expect("a comparison")
+    compare(contenders, reference, true).unwrap().expect("a comparison")
 }
 
 #[test]
 fn without_seeds_budgets_runs_or_reference_there_is_nothing_to_compare_over() {
     let check = |contenders: &[Contender], reference: Option<&str>, expected: bool| {
-        assert_eq!(compare(contenders, reference).unwrap().is_some(), expected);
+        assert_eq!(compare(contenders, reference, true).unwrap().is_some(), expected);
     };
     let one = || contender(None, &[("a", 3, &[0.5]), ("b", 3, &[0.6])]);
     check(&[one()], None, false);
@@ -120,7 +121,7 @@ fn runs_are_told_apart_and_each_has_its_own_reference() {
     };
     check("ref", &[("1/a", "1/ref"), ("2/a", "2/ref"), ("b", "1/ref")]);
     check("2/ref", &[("1/ref", "2/ref"), ("1/a", "2/ref"), ("2/a", "2/ref"), ("b", "2/ref")]);
-    let error = compare(&runs(), Some("rfe")).err().unwrap().to_string();
+    let error = compare(&runs(), Some("rfe"), true).err().unwrap().to_string();
     assert!(error.contains("report.reference = rfe") && error.contains("1/a, 1/ref"), "{error}");
     // The run that the report is about keeps its names.
     let mut own = runs();
@@ -143,10 +144,64 @@ fn other_activations_or_seeds_are_no_pairs() {
 }
 
 #[test]
+fn what_was_trained_otherwise_than_the_reference_is_marked_and_in_no_difference() {
+    let values: &[f64] = &[0.2, 0.5, 0.8];
+    let families = ["ref", "alike", "wide", "long", "theirs"].map(|family| (family, 3, values));
+    let mut one = contender(None, &families);
+    for (sae, training) in &mut one.saes {
+        match sae.family() {
+            "wide" => {
+                sae.n_fine *= 2;
+                *training = Training::new(sae, Some(1000), Some(10));
+            }
+            "long" => *training = Training::new(sae, Some(3000), Some(20)),
+            "theirs" => *training = Training::new(sae, None, None),
+            _ => {}
+        }
+    }
+    // The best of all, but not by the same means.
+    one.metrics
+        .iter_mut()
+        .filter(|row| row.sae.starts_with("wide") && row.metric == "f1")
+        .for_each(|row| row.value = 0.9);
+    let mut elsewhere = contender(Some("1"), &[("far", 3, values)]);
+    elsewhere.data = "e".into();
+    let comparison = compared(&[one, elsewhere], Some("ref"));
+    let [found] = &comparison.differences[..] else { panic!("{:?}", comparison.differences) };
+    assert_eq!(found.family, "alike");
+    let page = render(&comparison, &[]);
+    for said in [
+        "no difference is taken of them and none of their figures is bold: wide (9216 latents, not 4608), long (3000 tokens, \
+         not 1000; batches of 20, not 10), theirs (trained elsewhere), far (other activations).",
+        "| wide ‡ ",
+        "| alike ",
+    ] {
+        assert!(page.contains(said), "{said}\n{page}");
+    }
+    assert!(!page.contains("**0.900**") && !page.contains("alike ‡") && !page.contains("ref ‡"), "{page}");
+    // Whatever the reference is, its like may be found in another run.
+    let mut own = contender(None, &[("ref", 3, values), ("ours", 3, values)]);
+    own.saes.iter_mut().filter(|(sae, _)| sae.family() == "ref").for_each(|(_, training)| training.n_tokens = Some(7));
+    let comparison = compared(&[own, contender(Some("1"), &[("ref", 3, values)])], Some("ref"));
+    let references: Vec<_> = comparison.differences.iter().map(|found| (&*found.family, &*found.reference)).collect();
+    assert_eq!(references, [("ours", "1/ref")]);
+    assert!(!render(&comparison, &[]).contains('‡'));
+}
+
+#[test]
+fn a_reference_may_be_in_a_run_that_is_missing() {
+    let runs = [contender(Some("1"), &[("a", 3, &[0.1, 0.2])])];
+    let comparison = compare(&runs, Some("ref"), false).unwrap().unwrap();
+    assert!(comparison.differences.is_empty());
+    let gaps = comparison.gaps(Some("ref")).join("\n");
+    assert!(gaps.contains("differences from ref: no run that is there"), "{gaps}");
+}
+
+#[test]
 fn equal_seeds_within_a_family_are_refused() {
     let mut one = contender(None, &[("a", 3, &[0.5, 0.6])]);
     one.metrics.iter_mut().for_each(|row| row.seed = 0);
-    let error = compare(&[one], None).err().unwrap().to_string();
+    let error = compare(&[one], None, true).err().unwrap().to_string();
     assert!(error.contains("a-k3-s0 and a-k3-s1 are of one family, a, and agree in seed 0"), "{error}");
 }
 
@@ -206,6 +261,6 @@ fn the_page_shows_means_differences_and_pictures() {
 fn a_figure_that_is_no_number_is_refused_by_name() {
     let mut one = contender(Some("1"), &[("a", 3, &[0.5, 0.6])]);
     one.metrics[0].value = f64::NAN;
-    let error = compare(&[one], None).err().unwrap().to_string();
+    let error = compare(&[one], None, true).err().unwrap().to_string();
     assert!(error.contains("of 1: f1 of a-k3-s0"), "{error}");
 }

@@ -1,5 +1,6 @@
 //! What a pipeline file may say, and how it is told what it may not.
 
+use super::super::{Activations, Arch, Recover, Source, Train};
 use super::*;
 
 /// A pipeline of one file.
@@ -177,9 +178,60 @@ fn maps_are_merged_and_lists_and_values_replaced() {
 
 #[test]
 fn a_null_takes_a_value_back() {
-    let variant = "extends: b.yaml\nsource: {synthetic: null, activations: {path: ./x}}\n";
-    let source = load_files(&[("a.yaml", variant), ("b.yaml", BASE)]).unwrap().source;
-    assert!(source.synthetic.is_none() && source.activations.is_some());
+    let merged = |variant: &str| {
+        let variant = format!("extends: b.yaml\n{variant}\n");
+        let base = format!("{BASE}  resident_mb: 7\nprobe: {{n_examples: 33, splice: {{n_contexts: 3}}}}\n");
+        load_files(&[("a.yaml", &variant), ("b.yaml", &base)])
+    };
+    let as_is = merged("").unwrap();
+    let check = |variant: &str, change: &dyn Fn(&mut Pipeline)| {
+        let mut expected = as_is.clone();
+        change(&mut expected);
+        assert_eq!(merged(variant).unwrap(), expected, "{variant}");
+    };
+    let default = Pipeline::default();
+    check("source: {synthetic: null, activations: {path: ./x}}", &|pipeline| {
+        pipeline.source = Source { activations: Some(Activations { path: "./x".into() }), ..Source::default() };
+    });
+    check("source: {synthetic: {n_heldout: null}}", &|_| {});
+    // Numbers, sections, and a section of which one key is said anew.
+    check("train: {lr: null}", &|pipeline| pipeline.train.lr = default.train.lr);
+    check("train: {lr: null, resident_mb: ~}\nseed: null", &|pipeline| {
+        (pipeline.train.lr, pipeline.train.resident_mb) = (default.train.lr, default.train.resident_mb);
+    });
+    check("probe: null", &|pipeline| pipeline.probe = default.probe.clone());
+    check("recover:", &|pipeline| pipeline.recover = default.recover.clone());
+    // Within a list, which replaces another one.
+    let sae = Sae { name: "c".into(), arch: Arch::Topk, n_fine: 4, k: 1, ..Sae::default() };
+    check(
+        "train: {saes: [{name: c, arch: topk, n_fine: 4, k: 1, refine_sweeps: null, tree: null, aux_k: {dead_after: null}}]}",
+        &|pipeline| (pipeline.train.saes, pipeline.train.places) = (vec![sae.clone()], vec![0]),
+    );
+    // Null is a value of its own here, as it is in a file that extends nothing.
+    check("probe: {splice: null}", &|pipeline| pipeline.probe.splice = None);
+    check("harvest: {max_norm_multiple: null}", &|pipeline| pipeline.harvest.max_norm_multiple = None);
+    let error = format!("{:#}", merged("train: {saes: null}").unwrap_err());
+    assert!(error.contains("a.yaml: train.saes is empty"), "{error}");
+    for unknown in ["train: {batchsize: null}", "train: {saes: [{name: c, batchsize: null}]}", "batchsize: null"] {
+        let error = format!("{:#}", merged(unknown).unwrap_err());
+        assert!(error.contains("a.yaml") && error.contains("unknown field `batchsize`"), "{error}");
+    }
+}
+
+#[test]
+fn a_null_reaches_through_all_files_below() {
+    let middle = "extends: b.yaml\nrecover: null\ntrain: {lr: null}\n";
+    let top = "extends: m.yaml\nrecover: {n_shifts: 9}\n";
+    let pipeline = load_files(&[("a.yaml", top), ("m.yaml", middle), ("b.yaml", BASE)]).unwrap();
+    assert_eq!(pipeline.recover, Recover { n_shifts: 9, ..Recover::default() });
+    assert_eq!(pipeline.train.lr, Train::default().lr);
+}
+
+#[test]
+fn a_null_without_a_file_below_is_refused_where_a_key_needs_a_value() {
+    let error =
+        error_of("source: {synthetic: {}}\ntrain:\n  lr: null\n  saes: [{name: a, arch: topk, n_fine: 9, k: 1}]\n");
+    assert!(error.contains("lr") && error.contains("line 3"), "{error}");
 }
 
 #[test]
