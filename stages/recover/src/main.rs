@@ -57,7 +57,7 @@ use rows::Tables;
 use truth::Truth;
 
 /// Rises when this stage computes something else from the same inputs and configuration.
-const RECIPE: u32 = 4;
+const RECIPE: u32 = 5;
 
 fn main() -> ExitCode {
     main_of("recover", "Measures what SAEs have recovered: reconstruction, planted features, trees", run)

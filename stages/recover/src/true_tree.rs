@@ -101,13 +101,20 @@ fn named(measures: impl IntoIterator<Item = (&'static str, Option<f64>)>, suffix
 /// True absorption: P(parent's latent off | child feature on) − P(parent's latent off | parent feature on, no child on),
 /// the mean over planted edges whose parent is matched, whose child is on in [`MIN_ROWS`] rows and whose parent fires
 /// alone in as many. Where parents hardly ever fire alone the second rate is a guess, so the first, the miss rate, is
-/// given too, over all edges that have one, and how many edges each is over. In a forest of more than one generation
-/// the same stands once more for the children of each depth, those of roots being at depth 1.
+/// given too, over all edges that have one, and how many edges each is over. Which edges these are differs from one SAE
+/// to the next; `absorption_miss_all` is over the same ones for all, a parent without a latent being off wherever its
+/// child is on. In a forest of more than one generation the others stand once more for the children of each depth, those
+/// of roots being at depth 1.
 pub(crate) fn absorption(truth: &Truth, matching: &Matching, firing: &Firing) -> Vec<Measure> {
     let holdable: Vec<usize> = holdable_edges(truth, matching.n_latents).into_iter().collect();
     let rates = holdable.par_iter().filter_map(|&child| absorption_of(truth, matching, firing, child));
     let rates: Vec<Absorption> = rates.collect();
     let mut measures = of_absorption(rates.iter(), "");
+    let is_often_on = |child: &&usize| truth.firing.latent(**child).0.len() >= MIN_ROWS;
+    let n_all = holdable.iter().filter(is_often_on).count();
+    let n_without_latent = n_all - rates.len();
+    let missed = rates.iter().map(|rate| rate.miss).chain(std::iter::repeat_n(1.0, n_without_latent));
+    measures.extend(named([("absorption_miss_all", mean(missed))], ""));
     let deepest = rates.iter().map(|rate| rate.depth).max().unwrap_or(0);
     for depth in (1..=deepest).filter(|_| deepest > 1) {
         let at_depth = rates.iter().filter(|rate| rate.depth == depth);
@@ -198,7 +205,13 @@ mod tests {
             check(&measures, &[(metric, 1.0)]);
         }
         let absorbed = absorption(&truth, &perfect(&truth), &planted::firing(&gates));
-        check(&absorbed, &[("absorption", 0.0), ("absorption_miss", 0.0), ("absorption_n_edges", 18.0)]);
+        let expected = [
+            ("absorption", 0.0),
+            ("absorption_miss", 0.0),
+            ("absorption_miss_all", 0.0),
+            ("absorption_n_edges", 18.0),
+        ];
+        check(&absorbed, &expected);
     }
 
     #[test]
@@ -231,6 +244,9 @@ mod tests {
             &of_eligible_edges(&tree, &truth, &matching, |child| child != 12),
             &[("edge_precision_eligible", 1.0 / 3.0), ("edge_recall_eligible", 1.0 / 18.0)],
         );
+        // Of 18 children the three under feature 1 have no parent that could be on, and 6 is never on with 7.
+        let absorbed = absorption(&truth, &matching, &planted::firing(&gates));
+        check(&absorbed, &[("absorption_miss_n_edges", 15.0), ("absorption_miss_all", 4.0 / 18.0)]);
         let named = of_edges(&tree, &truth, &matching, "_cosine");
         check(&named, &[("edge_precision_cosine", 1.0 / 4.0)]);
         assert!(!named.iter().any(|measure| measure.metric.starts_with("edge_ceiling")));

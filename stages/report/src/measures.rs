@@ -119,6 +119,7 @@ pub(crate) fn absorption() -> Vec<Column> {
         Column::of("absorption_n_edges", "over edges", Neither, Count),
         Column::of("absorption_miss", "misses", Lower, Plain),
         Column::of("absorption_miss_n_edges", "over edges", Neither, Count),
+        Column::of("absorption_miss_all", "misses, all edges", Lower, Plain),
     ]
 }
 
