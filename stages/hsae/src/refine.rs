@@ -12,7 +12,7 @@
 use rayon::prelude::*;
 
 use crate::kernels::screen::PackedEncoder;
-use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows, dot, vectorised};
+use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows, dot, dots, vectorised};
 use crate::select::{Gate, gated_scores};
 use crate::sparse::SparseRows;
 use crate::trained::{Rule, apply};
@@ -123,6 +123,16 @@ fn merge(
     all
 }
 
+/// Appends the scalar products of some rows with y, four at a time: y and each row are then read less often.
+#[inline(always)]
+fn products_with<'a>(idx: &[u32], row: impl Fn(u32) -> &'a [f32], y: &[f32], out: &mut Vec<f64>) {
+    let (fours, rest) = idx.as_chunks::<4>();
+    for four in fours {
+        out.extend(dots(four.map(&row), y, &[]).map(f64::from));
+    }
+    out.extend(rest.iter().map(|&j| f64::from(dot(row(j), y))));
+}
+
 vectorised! {
     fn solve_block(refiner: &Refiner, x: &[f32], active: &SparseRows, first: usize) -> SparseRows {
         let d_model = refiner.d_model;
@@ -131,12 +141,15 @@ vectorised! {
             let mut idx = active.row(t).0.to_vec();
             let row = |j: u32| &refiner.w_dec[j as usize * d_model..(j as usize + 1) * d_model];
             let x = &x[t * d_model..(t + 1) * d_model];
-            let mut right: Vec<f64> = idx.iter().map(|&j| f64::from(dot(x, row(j)))).collect();
+            let mut right = Vec::with_capacity(idx.len());
+            products_with(&idx, row, x, &mut right);
             // The lower half of the Gram matrix, row after row.
             let mut gram = Vec::with_capacity(idx.len() * (idx.len() + 1) / 2);
             for (a, &j) in idx.iter().enumerate() {
-                gram.extend(idx[..a].iter().map(|&i| f64::from(dot(row(j), row(i)))));
-                gram.push(f64::from(dot(row(j), row(j))) + RIDGE);
+                products_with(&idx[..=a], row, row(j), &mut gram);
+                if let Some(square) = gram.last_mut() {
+                    *square += RIDGE;
+                }
             }
             let mut solution = solve(&gram, right.clone());
             while solution.iter().any(|&act| act <= 0.0) {

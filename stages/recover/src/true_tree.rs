@@ -205,12 +205,8 @@ mod tests {
             check(&measures, &[(metric, 1.0)]);
         }
         let absorbed = absorption(&truth, &perfect(&truth), &planted::firing(&gates));
-        let expected = [
-            ("absorption", 0.0),
-            ("absorption_miss", 0.0),
-            ("absorption_miss_all", 0.0),
-            ("absorption_n_edges", 18.0),
-        ];
+        let expected =
+            [("absorption", 0.0), ("absorption_miss", 0.0), ("absorption_miss_all", 0.0), ("absorption_n_edges", 18.0)];
         check(&absorbed, &expected);
     }
 
