@@ -37,7 +37,7 @@ pub fn finish(trainer: &Trainer, scale: f32, rows: &[f32]) -> TrainedSae {
 /// The same, but where parents are to be chosen once more, with thresholds for that alone; `Recount` sets the others.
 pub fn finish_but_for_tree(trainer: &Trainer, scale: f32, rows: &[f32]) -> (TrainedSae, Option<Recount>) {
     let mut sae = without_rules(trainer, scale);
-    let recount = Recount::start(&mut sae, rows);
+    let recount = Recount::start(&mut sae, trainer.state.tree.as_ref(), rows);
     if recount.is_none() {
         set_rules(&mut sae, rows);
     }

@@ -36,6 +36,8 @@ struct Own {
 struct Beside {
     /// The last part of the path to its folder.
     run: String,
+    /// Says what families there are.
+    train: Input,
     saes: Vec<PublishedSae>,
     recover: Input,
 }
@@ -116,6 +118,7 @@ impl Folders {
             all.extend([&own.recover, &own.probe]);
         }
         for beside in &self.beside {
+            all.push(&beside.train);
             all.extend(beside.saes.iter().map(|sae| &sae.input));
             all.push(&beside.recover);
         }
@@ -131,9 +134,10 @@ impl Beside {
             input.name = format!("beside/{run}/{name}");
             Ok::<_, Error>(input)
         };
-        let saes = published(&open("train")?, open)?;
+        let train = open("train")?;
+        let saes = published(&train, open)?;
         let recover = open("recover")?;
-        Ok(Self { run, saes, recover })
+        Ok(Self { run, train, saes, recover })
     }
 }
 

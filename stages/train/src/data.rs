@@ -88,6 +88,14 @@ impl TrainingData {
         }
     }
 
+    /// Rows of the train split; `None` where they are drawn without end.
+    pub(crate) fn n_rows(&self) -> Option<u64> {
+        match self {
+            Self::Stored(stored) => Some(stored.parts.n_rows() as u64),
+            Self::Fresh(_) => None,
+        }
+    }
+
     /// Rows to set thresholds on, as stored: the first of training, or others like them.
     pub(crate) fn sample(&self, seed: u64, n_rows: usize) -> Result<Vec<f32>> {
         match self {

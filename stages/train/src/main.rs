@@ -17,7 +17,7 @@ use hsae::gpu::{self, Gpu};
 use serde_json::json;
 
 use data::{Harvested, TrainingData};
-use together::{Failures, train_together};
+use together::{Failures, or_error, train_together};
 
 /// Raised when training computes something else from the same inputs and configuration.
 const RECIPE: u32 = 8;
@@ -51,7 +51,8 @@ fn run(stage: &Stage) -> Result<()> {
             let key = key(stage, seed, sae, &harvest, &harvested)?;
             if let Some(finished) = calibration::finished(stage, sae, &key) {
                 let data = loaded(&mut data, stage, &harvest, &harvested)?;
-                calibration::renew(stage, sae, &finished, key, &harvested, data)?;
+                let renewed = or_error(sae, || calibration::renew(stage, sae, &finished, key, &harvested, data));
+                renewed.unwrap_or_else(|error| failures.note(stage, sae, error));
             }
         }
         let mut saes = saes.into_iter().peekable();

@@ -75,18 +75,27 @@ pub(crate) fn train_together(
         return Ok(());
     }
     let sample = data.sample(seed, N_CALIBRATION_ROWS)?;
-    let mut finished = Vec::with_capacity(members.len());
+    let mut counting = Vec::new();
     for member in members {
         let sae = member.sae;
-        match or_error(sae, || member.finish(stage, harvested, &sample)) {
-            Ok(member) => finished.push(member),
+        let published = or_error(sae, || {
+            let finished = member.finish(stage, harvested, &sample)?;
+            // Nobody waits for others to be counted.
+            if finished.recount.is_some() {
+                Ok(Some(finished))
+            } else {
+                finished.publish(harvested, &sample).map(|()| None)
+            }
+        });
+        match published {
+            Ok(finished) => counting.extend(finished),
             Err(error) => failures.note(stage, sae, error),
         }
     }
-    recount(stage, seed, &mut finished, harvested, data)?;
-    for member in finished {
-        let sae = member.sae;
-        let published = or_error(sae, || member.publish(harvested, &sample));
+    recount(stage, seed, &mut counting, harvested, data, failures)?;
+    for finished in counting {
+        let sae = finished.sae;
+        let published = or_error(sae, || finished.publish(harvested, &sample));
         published.unwrap_or_else(|error| failures.note(stage, sae, error));
     }
     Ok(())
@@ -127,29 +136,46 @@ fn train(
     Ok(())
 }
 
-/// Shows finished SAEs the rows that would have come next, for a last choice of parents.
+/// Shows finished SAEs rows for a last choice of parents: of drawn ones those that come next, of stored ones those of the
+/// next epoch, none twice. Members that fail leave.
 fn recount(
     stage: &Stage,
     seed: u64,
-    finished: &mut [Finished],
+    counting: &mut Vec<Finished>,
     harvested: &Harvested,
     data: &TrainingData,
+    failures: &mut Failures,
 ) -> Result<()> {
-    let batch_size = stage.pipeline.train.batch_size;
-    let n_steps_of = |sae: &Sae| sae.tree().map_or(0, |tree| tree.recount_rows.div_ceil(batch_size as u64));
-    let counting = finished.iter().filter(|one| one.recount.is_some());
-    let Some(most) = counting.map(|one| n_steps_of(one.sae)).max() else { return Ok(()) };
-    let first = stage.pipeline.train.n_tokens / batch_size as u64;
-    let wanted = Wanted { seed, steps: first..first + most, batch_size };
+    let batch_size = stage.pipeline.train.batch_size as u64;
+    let n_done = stage.pipeline.train.n_tokens / batch_size;
+    let (first, most) = match data.n_rows() {
+        Some(n_rows) => {
+            let epoch = (n_done * batch_size).div_ceil(n_rows) * n_rows;
+            let first = epoch.div_ceil(batch_size);
+            // A split of less than a batch has to do with one.
+            (first, ((epoch + n_rows) / batch_size).saturating_sub(first).max(1))
+        }
+        None => (n_done, u64::MAX),
+    };
+    let n_steps_of = |sae: &Sae| sae.tree().map_or(0, |tree| tree.recount_rows.div_ceil(batch_size)).min(most);
+    let Some(n_steps) = counting.iter().map(|one| n_steps_of(one.sae)).max() else { return Ok(()) };
+    let wanted = Wanted { seed, steps: first..first + n_steps, batch_size: batch_size as usize };
     with_batches(data, wanted, |batches| {
-        for step in 0..most {
+        for step in 0..n_steps {
             let mut rows = batches.next()?;
             // As on disk.
             rows.iter_mut().for_each(|value| *value /= harvested.scale);
-            for one in finished.iter_mut().filter(|one| step < n_steps_of(one.sae)) {
-                if let Some(recount) = &mut one.recount {
-                    recount.observe(&one.trained, &rows);
-                }
+            let mut failed = Vec::new();
+            for (i, one) in counting.iter_mut().enumerate().filter(|(_, one)| step < n_steps_of(one.sae)) {
+                let Finished { sae, trained, recount: Some(recount), .. } = one else { continue };
+                let observed = or_error(sae, || {
+                    recount.observe(trained, &rows);
+                    Ok(())
+                });
+                failed.extend(observed.err().map(|error| (i, error)));
+            }
+            for (i, error) in failed.into_iter().rev() {
+                failures.note(stage, counting.remove(i).sae, error);
             }
         }
         Ok(())
@@ -260,7 +286,7 @@ fn training_key(task: &Task) -> String {
 
 /// What is done for one SAE ends in an error even where it panics, so that the others of its group go on. An SAE that failed
 /// is dropped whole: nothing half-changed is seen again.
-fn or_error<T>(sae: &Sae, run: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn or_error<T>(sae: &Sae, run: impl FnOnce() -> Result<T>) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
         .unwrap_or_else(|_| Err(Error::msg(format!("{}: a bug ended its training; stderr has what it was", sae.name))))
 }

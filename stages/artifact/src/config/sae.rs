@@ -228,8 +228,10 @@ pub struct Tree {
     pub min_count: f64,
     /// Firings of a latent that are counted in a step; of more, so many speak for all.
     pub firings_per_step: usize,
-    /// Rows on which parents are chosen once more after training, by the firing of the finished SAE with the prior's
-    /// thresholds; 0: the tree stays as it was trained, as one by another `rule` than `mi` does.
+    /// Rows on which parents are chosen once more after training, at most one epoch of them, by the firing of the finished
+    /// SAE behind its gate, with the prior's thresholds (those of the measured κ, whatever `prior_kappa` is). Every row
+    /// counts alike and an edge needs more than 20 co-firings; `min_excess` is as in training. 0: the tree stays as it was
+    /// trained.
     pub recount_rows: u64,
     /// Weight of the mutual-information surrogate. It hurts; it is here for the ablation.
     pub w_mi: f64,

@@ -9,6 +9,9 @@ use super::{
     Source, Synthetic, TextSource,
 };
 
+/// With some hundred active latents a row, as many as 32 bits count.
+const MAX_RECOUNT_ROWS: u64 = 4_000_000;
+
 impl Pipeline {
     /// Errors: the first value that makes no sense, as `train.saes[1].k = 0 must be at least 1`.
     pub fn validate(&self) -> Result<()> {
@@ -392,6 +395,13 @@ impl Sae {
             fraction(&key("min_excess"), tree.min_excess)?;
             not_negative(&key("min_count"), tree.min_count)?;
             at_least(&key("firings_per_step"), tree.firings_per_step, 1)?;
+            // All that fires on them is kept until it is counted.
+            ensure!(
+                tree.recount_rows <= MAX_RECOUNT_ROWS,
+                "{} = {} exceeds {MAX_RECOUNT_ROWS}",
+                key("recount_rows"),
+                tree.recount_rows
+            );
             ensure!(tree.update_every >= 1, "{at}.tree.update_every = 0 must be at least 1");
             for (name, w) in [("w_mi", tree.w_mi), ("w_coverage", tree.w_coverage), ("w_geometry", tree.w_geometry)] {
                 not_negative(&key(name), w)?;

@@ -2,18 +2,23 @@
 //! without gate and prior, which is the noisiest there is. Afterwards the same rule is applied to what the finished SAE
 //! does at its best: fixed weights, the prior's thresholds, the gate of the tree so far.
 
-use artifact::config::{Tree, TreeRule};
+use artifact::config::Tree;
 
 use crate::calibrate::set_rules;
+use crate::sparse::SparseRows;
 use crate::trained::{Mode, Threshold, TrainedSae, TreeGate, View};
 use crate::tree::TreeLearner;
 
-/// Co-firings that an edge needs: as many as a tree that is found on held-out rows.
+/// An edge needs more co-firings than this.
 const MIN_COUNT: f64 = 20.0;
 
-/// Counts of a finished SAE's firing, and in the end another tree.
+/// What a finished SAE fires on, and in the end another tree.
 pub struct Recount {
-    learner: TreeLearner,
+    /// The tree so far.
+    trained: TreeLearner,
+    /// All rows seen: counted at the end and at once, counts are those of all pairs that may become edges, whatever the
+    /// batches were.
+    firing: SparseRows,
     /// What the SAE's thresholds are to be like. While it is counted they have the measured κ: the tree is a matter of
     /// training, and does not change with what is asked of the thresholds.
     prior_kappa: Option<f64>,
@@ -22,41 +27,45 @@ pub struct Recount {
 
 impl Recount {
     /// Finds the thresholds that firing is counted with. `None` where there is no soft tree, or it is to stay as it was
-    /// trained; a control stays, whatever else is true. Shapes: rows [n, d_model].
-    pub(super) fn start(sae: &mut TrainedSae, rows: &[f32]) -> Option<Self> {
-        let tree = sae.config.tree().filter(|tree| tree.recount_rows > 0 && tree.rule == TreeRule::Mi)?;
+    /// trained. Shapes: rows [n, d_model].
+    pub(super) fn start(sae: &mut TrainedSae, trained: Option<&TreeLearner>, rows: &[f32]) -> Option<Self> {
+        let trained = trained.filter(|tree| tree.config.recount_rows > 0)?.clone();
         if !matches!(sae.gate, TreeGate::Soft(_)) {
             return None;
         }
         let prior_kappa = sae.config.prior_kappa.take();
         let refine_sweeps = std::mem::take(&mut sae.config.refine_sweeps);
         set_rules(sae, rows);
-        // Every firing counts, and every row alike.
-        let tree = Tree { decay: 1.0, firings_per_step: usize::MAX, min_count: MIN_COUNT, ..tree };
-        let learner = TreeLearner::new(&tree, sae.n_coarse, sae.d_sae);
-        Some(Self { learner, prior_kappa, refine_sweeps })
+        Some(Self { trained, firing: SparseRows::new(sae.d_sae), prior_kappa, refine_sweeps })
     }
 
     /// Shapes: rows [n, d_model], in the SAE's own units.
     pub fn observe(&mut self, sae: &TrainedSae, rows: &[f32]) {
         let firing = sae.encode(rows, Mode { view: View::Gated, threshold: Threshold::Prior });
-        self.learner.observe(&firing, &firing.columns());
+        self.firing.append(&firing);
     }
 
     /// Gives the SAE the tree that the counts say, and the thresholds that it is to have. Shapes: rows [n, d_model], those
     /// that it started with. Returns what the choice rests on.
-    pub fn finish(mut self, sae: &mut TrainedSae, rows: &[f32]) -> TreeLearner {
-        self.learner.choose();
-        sae.parent = self.learner.parents();
+    pub fn finish(self, sae: &mut TrainedSae, rows: &[f32]) -> TreeLearner {
+        // Every firing counts, and every row alike.
+        let tree =
+            Tree { decay: 1.0, firings_per_step: usize::MAX, min_count: MIN_COUNT, ..self.trained.config.clone() };
+        let mut learner = TreeLearner::new(&tree, sae.n_coarse, sae.d_sae);
+        learner.observe(&self.firing, &self.firing.columns());
+        // A control is dealt what it had before, where that still fits.
+        learner.edges = self.trained.edges;
+        learner.choose_by_rule(sae.seed, u64::MAX);
+        sae.parent = learner.parents();
         (sae.config.prior_kappa, sae.config.refine_sweeps) = (self.prior_kappa, self.refine_sweeps);
         set_rules(sae, rows);
-        self.learner
+        learner
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use artifact::config::{Arch, Sae};
+    use artifact::config::{Arch, Sae, TreeRule};
     use rand::RngExt;
 
     use super::*;
@@ -92,11 +101,17 @@ mod tests {
         sae
     }
 
+    /// The tree in training knew nothing.
+    fn started(sae: &mut TrainedSae, sample: &[f32]) -> Option<Recount> {
+        let trained = TreeLearner::new(&sae.config.tree().unwrap(), sae.n_coarse, sae.d_sae);
+        Recount::start(sae, Some(&trained), sample)
+    }
+
     #[test]
     fn a_wrong_tree_is_put_right_and_the_thresholds_with_it() {
         let sample = rows(4000, 0);
         let mut sae = with_wrong_tree(8000);
-        let mut recount = Recount::start(&mut sae, &sample).unwrap();
+        let mut recount = started(&mut sae, &sample).unwrap();
         for seed in 1..9 {
             recount.observe(&sae, &rows(1000, seed));
         }
@@ -117,8 +132,35 @@ mod tests {
         let learners = [(Some(0.9), 0), (None, 3)].map(|(prior_kappa, refine_sweeps)| {
             let mut sae = with_wrong_tree(2000);
             (sae.config.prior_kappa, sae.config.refine_sweeps) = (prior_kappa, refine_sweeps);
-            let mut recount = Recount::start(&mut sae, &sample).unwrap();
+            let mut recount = started(&mut sae, &sample).unwrap();
             recount.observe(&sae, &rows(2000, 1));
+            recount.finish(&mut sae, &sample)
+        });
+        assert_eq!(learners[0], learners[1]);
+    }
+
+    #[test]
+    fn a_control_stays_one() {
+        let sample = rows(4000, 0);
+        let mut sae = with_wrong_tree(2000);
+        if let Some(tree) = &mut sae.config.tree {
+            tree.rule = TreeRule::Random;
+        }
+        let mut recount = started(&mut sae, &sample).unwrap();
+        recount.observe(&sae, &rows(2000, 1));
+        recount.finish(&mut sae, &sample);
+        // The same children; of the others only the independent latent fires more often than both.
+        assert_eq!(sae.parent, [None, Some(3), Some(3), None]);
+    }
+
+    #[test]
+    fn how_rows_are_cut_into_batches_does_not_matter() {
+        let sample = rows(4000, 0);
+        let batch = rows(1200, 1);
+        let learners = [1200, 40].map(|n| {
+            let mut sae = with_wrong_tree(1200);
+            let mut recount = started(&mut sae, &sample).unwrap();
+            batch.chunks(n * D).for_each(|rows| recount.observe(&sae, rows));
             recount.finish(&mut sae, &sample)
         });
         assert_eq!(learners[0], learners[1]);
@@ -128,11 +170,14 @@ mod tests {
     fn too_few_rows_make_no_edge_and_none_at_all_no_recount() {
         let sample = rows(1000, 0);
         let mut sae = with_wrong_tree(50);
-        let mut recount = Recount::start(&mut sae, &sample).unwrap();
+        let mut recount = started(&mut sae, &sample).unwrap();
         // Fewer firings than an edge needs.
         recount.observe(&sae, &rows(50, 1));
         recount.finish(&mut sae, &sample);
         assert_eq!(sae.parent, [None; D]);
-        assert!(Recount::start(&mut with_wrong_tree(0), &sample).is_none());
+        let mut sae = with_wrong_tree(0);
+        assert!(started(&mut sae, &sample).is_none());
+        let mut sae = with_wrong_tree(50);
+        assert!(Recount::start(&mut sae, None, &sample).is_none());
     }
 }
