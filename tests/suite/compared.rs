@@ -88,6 +88,20 @@ fn families_are_compared_over_seeds_within_a_run_and_between_runs() {
     let page = std::fs::read_to_string(run.home().join("report/report.md")).unwrap();
     assert!(page.contains("The SAEs of the run first, ") && page.contains("**Not made yet: second.**"), "{page}");
     assert_eq!(results(&run.home().join("report"))["comparison"]["groups"][0]["family"], "batchtopk");
+    // A run that has been trained anew and not yet measured is not there yet either.
+    std::fs::copy(first.join("recover/manifest.json"), second.join("recover/manifest.json")).unwrap();
+    let trained = second.join("train/batchtopk-s0/manifest.json");
+    let manifest: Value = serde_json::from_slice(&std::fs::read(&trained).unwrap()).unwrap();
+    let digest = manifest["digest"].as_str().unwrap();
+    let other = std::fs::read_to_string(&trained).unwrap().replace(digest, &digest.chars().rev().collect::<String>());
+    std::fs::write(&trained, other).unwrap();
+    let page = || std::fs::read_to_string(run.home().join("report/report.md")).unwrap();
+    assert!(report(&both, run.home()).status.success() && page().contains("**Not made yet: second.**"), "{}", page());
+    std::fs::write(&both, &text).unwrap();
+    let message = stderr(&report(&both, run.home()));
+    assert!(message.contains("of another train/batchtopk-s0, which has been trained since"), "{message}");
+
+    std::fs::write(&both, text.replace("report: {", "report: {skip_missing: true, ")).unwrap();
     std::fs::remove_dir_all(&first).unwrap();
     let message = stderr(&report(&both, run.home()));
     assert!(message.contains("report.beside: no run has been made yet") && message.contains("first"), "{message}");

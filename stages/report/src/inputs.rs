@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result, bail, ensure};
 use artifact::config::{Pipeline, Report, Sae};
 use artifact::digest;
 use artifact::stage::{Input, MANIFEST, Stage};
@@ -99,7 +99,11 @@ impl Folders {
         };
         let own = if pipeline.only_compares() { None } else { Some(own()?) };
         let Report { beside, skip_missing, .. } = &pipeline.report;
-        let (there, missing): (Vec<_>, Vec<_>) = beside.iter().partition(|run| !skip_missing || is_finished(run));
+        let (mut there, mut missing) = (Vec::new(), Vec::new());
+        for run in beside {
+            let is_taken = !skip_missing || is_finished(run)?;
+            if is_taken { there.push(run) } else { missing.push(run) }
+        }
         if own.is_none() && there.is_empty() {
             bail!("report.beside: no run has been made yet in {}", missing[0].display());
         }
@@ -137,6 +141,13 @@ impl Beside {
         let train = open("train")?;
         let saes = published(&train, open)?;
         let recover = open("recover")?;
+        let stale = stale(&saes, &recover, folder)?;
+        ensure!(
+            stale.is_none(),
+            "report.beside: {}: its figures are of another {}, which has been trained since; run `make recover` there",
+            folder.display(),
+            stale.unwrap_or_default()
+        );
         Ok(Self { run, train, saes, recover })
     }
 }
@@ -216,9 +227,39 @@ pub(crate) fn name_of(run: &Path) -> String {
     run.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Whether everything has been published that a comparison reads.
-fn is_finished(run: &Path) -> bool {
-    ["train", "recover"].iter().all(|folder| run.join(folder).join(MANIFEST).exists())
+/// Whether everything has been published that a comparison reads, and is of one making.
+///
+/// Errors: what has been published is damaged.
+fn is_finished(run: &Path) -> Result<bool> {
+    let has = |folder: &str| run.join(folder).join(MANIFEST).exists();
+    if !has("train") || !has("recover") {
+        return Ok(false);
+    }
+    let listed: Vec<Listed> = json(&Input::open(run, "train")?, "saes.json")?;
+    if !listed.iter().all(|sae| has(&sae.folder) && has(&measured_in(&sae.folder))) {
+        return Ok(false);
+    }
+    let saes = published(&Input::open(run, "train")?, |folder| Input::open(run, folder))?;
+    Ok(stale(&saes, &Input::open(run, "recover")?, run)?.is_none())
+}
+
+/// `train/NAME` → `recover/NAME`.
+fn measured_in(folder: &str) -> String {
+    folder.replacen("train/", "recover/", 1)
+}
+
+/// The first SAE whose figures are those of an earlier training, or of an earlier measurement.
+fn stale(saes: &[PublishedSae], recover: &Input, run: &Path) -> Result<Option<String>> {
+    for PublishedSae { input, .. } in saes {
+        let folder = &input.name[input.name.find("train/").unwrap_or(0)..];
+        let measured = Input::open(run, &measured_in(folder)).context("report.beside")?;
+        let is_of_it = measured.manifest.key.inputs.get(folder) == Some(&input.manifest.digest);
+        let is_told = recover.manifest.key.inputs.get(&measured.name) == Some(&measured.manifest.digest);
+        if !is_of_it || !is_told {
+            return Ok(Some(folder.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// The digest of the activations on which it was measured.
