@@ -75,6 +75,15 @@ impl Run {
         assert!(output.status.success(), "{stage}: {}", stderr(&output));
     }
 
+    /// Runs a stage that must end well, and returns what it says to a user who has not asked for quiet.
+    pub fn said(&self, stage: &str) -> String {
+        let paths = ["--config".as_ref(), self.config.as_os_str(), "--run".as_ref(), self.folder.as_os_str()];
+        let output = Command::new(program(stage)).args(paths).output().expect("the stage's program starts");
+        let said = stderr(&output);
+        assert!(output.status.success(), "{stage}: {said}");
+        said
+    }
+
     /// Runs a stage that must fail the way users should see: exit code 1 and one line, which is returned.
     pub fn expect_error(&self, stage: &str, extra: &[&str]) -> String {
         let output = self.stage(stage, extra);

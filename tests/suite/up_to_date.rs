@@ -80,12 +80,7 @@ fn other_thresholds_are_found_without_training_and_are_what_training_would_have_
         run.edit(old, new);
         let status = String::from_utf8(run.stage("train", &["--status"]).stdout).unwrap();
         assert!(status.contains("hiersae") && status.contains("stale: calibration."), "{status}");
-        let output = Command::new(programs().join("train"))
-            .args(["--config".as_ref(), run.config.as_os_str(), "--run".as_ref(), run.folder.as_os_str()])
-            .output()
-            .unwrap();
-        let said = stderr(&output);
-        assert!(output.status.success(), "{said}");
+        let said = run.said("train");
         for sae in ["vanilla", "gated", "jumprelu", "tree-sae", "hiersae"] {
             assert!(said.contains(&format!("{sae}: its thresholds found anew")), "{said}");
         }
@@ -128,12 +123,7 @@ fn another_sae_costs_the_measures_of_that_one_alone() {
 fn a_rerun_says_what_has_changed() {
     let run = Run::finished();
     run.edit("k: 2, tree", "k: 3, tree");
-    let output = Command::new(programs().join("train"))
-        .args(["--config".as_ref(), run.config.as_os_str(), "--run".as_ref(), run.folder.as_os_str()])
-        .output()
-        .unwrap();
-    let said = stderr(&output);
-    assert!(output.status.success(), "{said}");
+    let said = run.said("train");
     assert!(said.contains("vanilla: up to date"), "{said}");
     assert!(said.contains("hiersae: rerun: sae.k 2 → 3"), "{said}");
 }

@@ -235,11 +235,12 @@ fn is_finished(run: &Path) -> Result<bool> {
     if !has("train") || !has("recover") {
         return Ok(false);
     }
-    let listed: Vec<Listed> = json(&Input::open(run, "train")?, "saes.json")?;
+    let train = Input::open(run, "train")?;
+    let listed: Vec<Listed> = json(&train, "saes.json")?;
     if !listed.iter().all(|sae| has(&sae.folder) && has(&measured_in(&sae.folder))) {
         return Ok(false);
     }
-    let saes = published(&Input::open(run, "train")?, |folder| Input::open(run, folder))?;
+    let saes = published(&train, |folder| Input::open(run, folder))?;
     Ok(stale(&saes, &Input::open(run, "recover")?, run)?.is_none())
 }
 

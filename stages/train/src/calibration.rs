@@ -4,11 +4,11 @@ use anyhow::Result;
 use artifact::config::Sae;
 use artifact::stage::{Input, Key, Stage};
 use hsae::TrainedSae;
-use hsae::export::{self, Record};
+use hsae::export::Record;
 
 use crate::data::{Harvested, TrainingData};
 use crate::together::N_CALIBRATION_ROWS;
-use crate::{CALIBRATION, folder};
+use crate::{CALIBRATION, folder, publish};
 
 /// The SAE as it was published, if nothing but its thresholds is to change.
 pub(crate) fn finished(stage: &Stage, sae: &Sae, key: &Key) -> Option<Input> {
@@ -31,10 +31,8 @@ pub(crate) fn renew(
     let sample = data.sample(trained.seed, N_CALIBRATION_ROWS)?;
     let calibrated = hsae::calibrated_anew(trained, sae, &sample);
     // From here on the old files are gone, so that all that takes its time has been done before.
-    let Some(mut task) = stage.task_of(&folder(sae), key)? else { return Ok(()) };
-    let (model, hook) = (harvested.model.as_deref(), harvested.hook.as_deref());
-    export::publish(&mut task, &calibrated, &record, model, hook)?;
-    task.finish()?;
+    let Some(task) = stage.task_of(&folder(sae), key)? else { return Ok(()) };
+    publish(task, &calibrated, &record, harvested)?;
     stage.log.line(format!("{}: its thresholds found anew, its weights as they were", sae.name));
     Ok(())
 }

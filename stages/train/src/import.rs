@@ -3,7 +3,7 @@
 use anyhow::Result;
 use artifact::config::Sae;
 use artifact::stage::{Input, Stage, Task};
-use hsae::export::{self, Record};
+use hsae::export::Record;
 use serde_json::json;
 
 use crate::RECIPE;
@@ -39,7 +39,7 @@ pub(crate) fn publish(
     stage: &Stage,
     sae: &Sae,
     source: &Input,
-    mut task: Task,
+    task: Task,
     harvested: &Harvested,
     data: &TrainingData,
 ) -> Result<()> {
@@ -47,9 +47,7 @@ pub(crate) fn publish(
     let foreign = hsae::import::read(source)?;
     foreign.check_width(harvested.d_model)?;
     let imported = foreign.finish(sae, seed, &data.sample(seed, N_CALIBRATION_ROWS)?)?;
-    let (model, hook) = (harvested.model.as_deref(), harvested.hook.as_deref());
-    export::publish(&mut task, &imported, &Record::new(&imported, None, Vec::new()), model, hook)?;
-    task.finish()?;
+    crate::publish(task, &imported, &Record::new(&imported, None, Vec::new()), harvested)?;
     let Sae { arch, k, .. } = &imported.config;
     let (arch, d_sae) = (format!("{arch:?}").to_lowercase(), imported.d_sae);
     stage.log.line(format!("{}: imported, {arch} with {d_sae} latents, L0 {k}", sae.name));

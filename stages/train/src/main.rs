@@ -13,6 +13,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use artifact::config::{DeviceChoice, Sae};
 use artifact::stage::{GpuSupport, Input, Key, Stage, Task, main_of_with_gpu};
+use hsae::TrainedSae;
+use hsae::export::{self, Record};
 use hsae::gpu::{self, Gpu};
 use serde_json::json;
 
@@ -148,6 +150,13 @@ fn key(stage: &Stage, seed: u64, sae: &Sae, harvest: &Input, harvested: &Harvest
     }
     let config = json!({"train": shared, "sae": of_sae, CALIBRATION: calibration});
     Ok(stage.key(RECIPE, config, &[harvest], seed, device(stage, sae)))
+}
+
+/// The end of an SAE, however it came about.
+pub(crate) fn publish(mut task: Task, sae: &TrainedSae, record: &Record, harvested: &Harvested) -> Result<()> {
+    export::publish(&mut task, sae, record, harvested.model.as_deref(), harvested.hook.as_deref())?;
+    task.finish()?;
+    Ok(())
 }
 
 /// Of an SAE, below the run.

@@ -5,14 +5,14 @@ use anyhow::{Context, Error, Result};
 use artifact::config::Sae;
 use artifact::stage::{Progress, Stage, Task};
 use artifact::tables::CurveRow;
-use hsae::export::{self, Record};
+use hsae::export::Record;
 use hsae::gpu::{self, Gpu};
 use hsae::{Recount, TrainedSae, Trainer, TreeLearner, checkpoint};
 use serde_json::json;
 
 use crate::batches::{Batches, Wanted, with_batches};
 use crate::data::{Harvested, TrainingData};
-use crate::{CALIBRATION, GPU, device};
+use crate::{CALIBRATION, GPU, device, publish};
 
 /// Training rows on which the thresholds at inference are set.
 pub(crate) const N_CALIBRATION_ROWS: usize = 16_384;
@@ -271,11 +271,8 @@ impl Finished<'_> {
             Some(recount) => Some(recount.finish(&mut self.trained, sample)),
             None => self.tree,
         };
-        let (model, hook) = (harvested.model.as_deref(), harvested.hook.as_deref());
         let record = Record::new(&self.trained, tree.as_ref(), self.curve);
-        export::publish(&mut self.task, &self.trained, &record, model, hook)?;
-        self.task.finish()?;
-        Ok(())
+        publish(self.task, &self.trained, &record, harvested)
     }
 }
 

@@ -7,15 +7,17 @@ use artifact::config::Tree;
 use crate::calibrate::set_rules;
 use crate::sparse::SparseRows;
 use crate::trained::{Mode, Threshold, TrainedSae, TreeGate, View};
-use crate::tree::TreeLearner;
+use crate::tree::{ParentEdge, TreeLearner};
 
 /// An edge needs more co-firings than this.
 const MIN_COUNT: f64 = 20.0;
 
 /// What a finished SAE fires on, and in the end another tree.
 pub struct Recount {
+    /// How the tree is chosen.
+    config: Tree,
     /// The tree so far.
-    trained: TreeLearner,
+    edges: Vec<Option<ParentEdge>>,
     /// All rows seen: counted at the end and at once, counts are those of all pairs that may become edges, whatever the
     /// batches were.
     firing: SparseRows,
@@ -29,14 +31,15 @@ impl Recount {
     /// Finds the thresholds that firing is counted with. `None` where there is no soft tree, or it is to stay as it was
     /// trained. Shapes: rows [n, d_model].
     pub(super) fn start(sae: &mut TrainedSae, trained: Option<&TreeLearner>, rows: &[f32]) -> Option<Self> {
-        let trained = trained.filter(|tree| tree.config.recount_rows > 0)?.clone();
+        let trained = trained.filter(|tree| tree.config.recount_rows > 0)?;
         if !matches!(sae.gate, TreeGate::Soft(_)) {
             return None;
         }
         let prior_kappa = sae.config.prior_kappa.take();
         let refine_sweeps = std::mem::take(&mut sae.config.refine_sweeps);
         set_rules(sae, rows);
-        Some(Self { trained, firing: SparseRows::new(sae.d_sae), prior_kappa, refine_sweeps })
+        let (config, edges) = (trained.config.clone(), trained.edges.clone());
+        Some(Self { config, edges, firing: SparseRows::new(sae.d_sae), prior_kappa, refine_sweeps })
     }
 
     /// Shapes: rows [n, d_model], in the SAE's own units.
@@ -49,12 +52,11 @@ impl Recount {
     /// that it started with. Returns what the choice rests on.
     pub fn finish(self, sae: &mut TrainedSae, rows: &[f32]) -> TreeLearner {
         // Every firing counts, and every row alike.
-        let tree =
-            Tree { decay: 1.0, firings_per_step: usize::MAX, min_count: MIN_COUNT, ..self.trained.config.clone() };
+        let tree = Tree { decay: 1.0, firings_per_step: usize::MAX, min_count: MIN_COUNT, ..self.config };
         let mut learner = TreeLearner::new(&tree, sae.n_coarse, sae.d_sae);
         learner.observe(&self.firing, &self.firing.columns());
         // A control is dealt what it had before, where that still fits.
-        learner.edges = self.trained.edges;
+        learner.edges = self.edges;
         learner.choose_by_rule(sae.seed, u64::MAX);
         sae.parent = learner.parents();
         (sae.config.prior_kappa, sae.config.refine_sweeps) = (self.prior_kappa, self.refine_sweeps);
@@ -107,15 +109,18 @@ mod tests {
         Recount::start(sae, Some(&trained), sample)
     }
 
+    /// What it becomes when these batches have been counted.
+    fn counted(sae: &mut TrainedSae, sample: &[f32], batches: impl IntoIterator<Item = Vec<f32>>) -> TreeLearner {
+        let mut recount = started(sae, sample).unwrap();
+        batches.into_iter().for_each(|rows| recount.observe(sae, &rows));
+        recount.finish(sae, sample)
+    }
+
     #[test]
     fn a_wrong_tree_is_put_right_and_the_thresholds_with_it() {
         let sample = rows(4000, 0);
         let mut sae = with_wrong_tree(8000);
-        let mut recount = started(&mut sae, &sample).unwrap();
-        for seed in 1..9 {
-            recount.observe(&sae, &rows(1000, seed));
-        }
-        let learner = recount.finish(&mut sae, &sample);
+        let learner = counted(&mut sae, &sample, (1..9).map(|seed| rows(1000, seed)));
         assert_eq!(sae.parent, [None, Some(0), Some(0), None]);
         assert_eq!(sae.parent, learner.parents());
         assert!((learner.rate(0) - 0.4).abs() <= 0.02, "{}", learner.rate(0));
@@ -132,9 +137,7 @@ mod tests {
         let learners = [(Some(0.9), 0), (None, 3)].map(|(prior_kappa, refine_sweeps)| {
             let mut sae = with_wrong_tree(2000);
             (sae.config.prior_kappa, sae.config.refine_sweeps) = (prior_kappa, refine_sweeps);
-            let mut recount = started(&mut sae, &sample).unwrap();
-            recount.observe(&sae, &rows(2000, 1));
-            recount.finish(&mut sae, &sample)
+            counted(&mut sae, &sample, [rows(2000, 1)])
         });
         assert_eq!(learners[0], learners[1]);
     }
@@ -146,9 +149,7 @@ mod tests {
         if let Some(tree) = &mut sae.config.tree {
             tree.rule = TreeRule::Random;
         }
-        let mut recount = started(&mut sae, &sample).unwrap();
-        recount.observe(&sae, &rows(2000, 1));
-        recount.finish(&mut sae, &sample);
+        counted(&mut sae, &sample, [rows(2000, 1)]);
         // The same children; of the others only the independent latent fires more often than both.
         assert_eq!(sae.parent, [None, Some(3), Some(3), None]);
     }
@@ -159,9 +160,7 @@ mod tests {
         let batch = rows(1200, 1);
         let learners = [1200, 40].map(|n| {
             let mut sae = with_wrong_tree(1200);
-            let mut recount = started(&mut sae, &sample).unwrap();
-            batch.chunks(n * D).for_each(|rows| recount.observe(&sae, rows));
-            recount.finish(&mut sae, &sample)
+            counted(&mut sae, &sample, batch.chunks(n * D).map(<[f32]>::to_vec))
         });
         assert_eq!(learners[0], learners[1]);
     }
@@ -170,10 +169,8 @@ mod tests {
     fn too_few_rows_make_no_edge_and_none_at_all_no_recount() {
         let sample = rows(1000, 0);
         let mut sae = with_wrong_tree(50);
-        let mut recount = started(&mut sae, &sample).unwrap();
         // Fewer firings than an edge needs.
-        recount.observe(&sae, &rows(50, 1));
-        recount.finish(&mut sae, &sample);
+        counted(&mut sae, &sample, [rows(50, 1)]);
         assert_eq!(sae.parent, [None; D]);
         let mut sae = with_wrong_tree(0);
         assert!(started(&mut sae, &sample).is_none());
