@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 use std::time::{Duration, Instant, SystemTime};
 
-use artifact::tables::{Metric, read_rows};
+use artifact::tables::{Metric, TreeNode, read_rows};
 use pipeline_tests::{Run, changed, files_below, programs, repository, stderr};
 
 #[test]
@@ -75,6 +75,8 @@ fn other_thresholds_are_found_without_training_and_are_what_training_would_have_
         repository().join("configs/smoke.yaml").display()
     ));
     ["fetch", "harvest", "train"].iter().for_each(|stage| run.expect(stage, &[]));
+    let tree: Vec<TreeNode> = read_rows(&run.folder.join("train/hiersae/tree.parquet")).unwrap();
+    assert!(tree.iter().any(|node| node.parent.is_some()), "no tree whose gate would move a threshold");
     let before = run.manifests();
     for (old, new) in [("k: 2", "k: 2, prior_kappa: 0.4, refine_sweeps: 3"), ("refine_sweeps: 3", "refine_sweeps: 0")] {
         run.edit(old, new);

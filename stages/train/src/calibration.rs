@@ -30,9 +30,8 @@ pub(crate) fn renew(
     let (trained, record) = (TrainedSae::load(finished)?, Record::read(finished)?);
     let sample = data.sample(trained.seed, N_CALIBRATION_ROWS)?;
     let calibrated = hsae::calibrated_anew(trained, sae, &sample);
-    // From here on the old files are gone, so that all that takes its time has been done before.
-    let Some(task) = stage.task_of(&folder(sae), key)? else { return Ok(()) };
-    publish(task, &calibrated, &record, harvested)?;
+    // Weights are dear: the old files stay until the new ones are written.
+    publish(stage.replacement(&folder(sae), key)?, &calibrated, &record, harvested)?;
     stage.log.line(format!("{}: its thresholds found anew, its weights as they were", sae.name));
     Ok(())
 }

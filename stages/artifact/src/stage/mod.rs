@@ -214,6 +214,13 @@ impl Stage {
         Task::begin(self.run.join(folder), key, self.args.force, &self.log)
     }
 
+    /// A task whose folder, which holds what the task needs, stays as it is until the task is finished.
+    ///
+    /// Errors: another process writes there.
+    pub fn replacement(&self, folder: &str, key: Key) -> Result<Task> {
+        Task::replace(self.run.join(folder), key)
+    }
+
     fn status(&self, folder: &Path, key: &Key) -> String {
         match task::State::of(folder, key) {
             task::State::Fresh => "fresh".into(),

@@ -1,5 +1,5 @@
 //! One output folder being made: lock, compare keys, clear, write, publish. The manifest comes last, so that a folder
-//! is whole or says that it is not.
+//! is whole or says that it is not. What replaces a folder clears it only when all is written.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -20,6 +20,8 @@ pub struct Task {
     folder: PathBuf,
     key: Key,
     outputs: Vec<Output>,
+    /// Files that are written, and take their places when the task is finished: (temporary, target). None: each at once.
+    waiting: Option<Vec<(PathBuf, PathBuf)>>,
     _lock: FolderLock,
 }
 
@@ -63,7 +65,13 @@ impl Task {
             State::Stale(why) => log.line(format!("{name}: rerun: {why}")),
         }
         clear(&folder)?;
-        Ok(Some(Self { folder, key, outputs: Vec::new(), _lock: lock }))
+        Ok(Some(Self { folder, key, outputs: Vec::new(), waiting: None, _lock: lock }))
+    }
+
+    /// Makes a folder anew that stays as it is until the task is finished. Errors: another process writes there.
+    pub(super) fn replace(folder: PathBuf, key: Key) -> Result<Self> {
+        let lock = FolderLock::take(&folder)?;
+        Ok(Self { folder, key, outputs: Vec::new(), waiting: Some(Vec::new()), _lock: lock })
     }
 
     pub fn folder(&self) -> &Path {
@@ -124,13 +132,20 @@ impl Task {
         let bytes = file.get_ref().metadata().with_context(context)?.len();
         drop(file);
         let sha256 = digest::of_file(&temporary)?;
-        std::fs::rename(&temporary, &target).with_context(|| format!("{}: cannot rename", temporary.display()))?;
+        match &mut self.waiting {
+            Some(waiting) => waiting.push((temporary, target)),
+            None => rename(&temporary, &target)?,
+        }
         self.outputs.push(Output { path, sha256, bytes, rows });
         Ok(())
     }
 
     /// Everything is there: syncs the folder and writes the manifest.
-    pub fn finish(self) -> Result<Manifest> {
+    pub fn finish(mut self) -> Result<Manifest> {
+        // From the first of them on, the manifest that stands there belongs to other files, and a reader finds that out.
+        for (temporary, target) in self.waiting.take().unwrap_or_default() {
+            rename(&temporary, &target)?;
+        }
         let checkpoint = self.checkpoint_folder();
         let manifest = Manifest::new(self.key, self.outputs);
         // The task's own folder first, as the empty path.
@@ -147,7 +162,7 @@ impl Task {
         text.push('\n');
         file.write_all(text.as_bytes()).with_context(|| format!("{}: cannot write", temporary.display()))?;
         file.sync_all()?;
-        std::fs::rename(&temporary, &path).with_context(|| format!("{}: cannot rename", temporary.display()))?;
+        rename(&temporary, &path)?;
         sync_folder(&self.folder)?;
         if checkpoint.exists() {
             std::fs::remove_dir_all(&checkpoint).with_context(|| format!("{}: cannot remove", checkpoint.display()))?;
@@ -206,6 +221,10 @@ fn touch(path: &Path) -> Result<()> {
     file.set_modified(std::time::SystemTime::now()).with_context(|| format!("{}: cannot touch", path.display()))
 }
 
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).with_context(|| format!("{}: cannot rename", from.display()))
+}
+
 fn sync_folder(folder: &Path) -> Result<()> {
     let file = File::open(folder).with_context(|| format!("{}: cannot open", folder.display()))?;
     file.sync_all().with_context(|| format!("{}: cannot sync", folder.display()))
@@ -213,4 +232,39 @@ fn sync_folder(folder: &Path) -> Result<()> {
 
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::LogFormat;
+
+    fn key(recipe: u32) -> Key {
+        let (stage, device) = ("test".into(), "cpu".into());
+        Key { schema: 1, stage, recipe, seed: 0, device, config: serde_json::Value::Null, inputs: Default::default() }
+    }
+
+    #[test]
+    fn a_folder_is_whole_until_what_replaces_it_is() {
+        let run = tempfile::tempdir().unwrap();
+        let folder = run.path().join("sae");
+        let log = Log::new("test", LogFormat::Text, true);
+        let mut task = Task::begin(folder.clone(), key(1), false, &log).unwrap().unwrap();
+        task.write_bytes("weights", b"old").unwrap();
+        task.finish().unwrap();
+
+        // Broken off before its end.
+        let mut task = Task::replace(folder.clone(), key(2)).unwrap();
+        task.write_bytes("weights", b"new").unwrap();
+        drop(task);
+        assert_eq!(State::of(&folder, &key(1)), State::Fresh);
+
+        let mut task = Task::replace(folder.clone(), key(2)).unwrap();
+        task.write_bytes("weights", b"new").unwrap();
+        assert_eq!(std::fs::read(folder.join("weights")).unwrap(), b"old");
+        task.finish().unwrap();
+        assert_eq!(State::of(&folder, &key(2)), State::Fresh);
+        assert_eq!(std::fs::read(folder.join("weights")).unwrap(), b"new");
+        assert!(!folder.join("weights.tmp").exists());
+    }
 }

@@ -1,6 +1,6 @@
 //! The comparison as tables: means over seeds, then differences from the reference.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::statistics::Estimate;
 use super::{Comparison, Group, GroupDifference, HEADLINES};
@@ -69,10 +69,16 @@ fn means(groups: &[&Group], columns: &[Column], threshold: &str) -> Option<Table
     if columns.is_empty() {
         return None;
     }
-    let best: Vec<Option<String>> = columns.iter().map(|column| best_of(groups, column)).collect();
-    let none_is_fair = !groups.iter().any(|group| group.is_fair());
+    // Figures of other activations are no competition.
+    let data: BTreeSet<&str> = groups.iter().map(|group| group.data.as_str()).collect();
+    let rivals = |data: &str| groups.iter().copied().filter(|group| group.data == data).collect::<Vec<_>>();
+    let bests: BTreeMap<&str, Vec<Option<String>>> = data
+        .into_iter()
+        .map(|data| (data, columns.iter().map(|column| best_of(&rivals(data), column)).collect()))
+        .collect();
     let row = |group: &&Group| {
-        let may_win = group.is_fair() || none_is_fair;
+        let none_is_fair = !rivals(&group.data).iter().any(|group| group.is_fair());
+        let (may_win, best) = (group.is_fair() || none_is_fair, &bests[group.data.as_str()]);
         let cell = |(column, best): (&&Column, &Option<String>)| match group.get(&column.name) {
             Some(figure) => {
                 let is_best = may_win && Some(column.format.write(figure.estimate.mean)) == *best;
@@ -81,7 +87,7 @@ fn means(groups: &[&Group], columns: &[Column], threshold: &str) -> Option<Table
             None => "–".into(),
         };
         let first = [label(group), group.seeds.len().to_string()];
-        first.into_iter().chain(columns.iter().zip(&best).map(cell)).collect()
+        first.into_iter().chain(columns.iter().zip(best).map(cell)).collect()
     };
     let first = [format!("{threshold} threshold"), "n".into()];
     let header = first.into_iter().chain(columns.iter().map(|column| column.heading())).collect();

@@ -216,6 +216,20 @@ fn an_l0_that_is_off_in_one_seed_marks_the_row() {
 }
 
 #[test]
+fn the_best_is_bold_among_figures_of_the_same_activations() {
+    let own = contender(None, &[("a", 3, &[0.5, 0.6]), ("ref", 3, &[0.3, 0.4])]);
+    let mut other = contender(Some("1"), &[("b", 3, &[0.9, 0.8]), ("ref", 3, &[0.7, 0.6])]);
+    other.data = "e".into();
+    let contenders = [own, other];
+    for reference in [None, Some("ref")] {
+        let page = render(&compared(&contenders, reference), &[]);
+        for (bold, value) in [(true, "0.550"), (false, "0.350"), (true, "0.850"), (false, "0.650")] {
+            assert!(page.contains(value) && page.contains(&format!("**{value}**")) == bold, "{value}\n{page}");
+        }
+    }
+}
+
+#[test]
 fn own_and_post_hoc_trees_have_a_column_each() {
     let mut one = contender(None, &[("flat", 3, &[0.5, 0.6]), ("tree", 3, &[0.5, 0.6])]);
     for seed in 0..2 {
