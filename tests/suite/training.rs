@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use artifact::stage::MANIFEST;
+use artifact::tables::{TreeNode, read_rows};
 use pipeline_tests::{Run, changed, stderr};
 
 use crate::faults::{duration, moment};
@@ -63,7 +64,13 @@ fn a_training_killed_at_any_moment_becomes_what_it_would_have_become() {
 fn saes_become_the_same_together_and_alone() {
     for run in all() {
         run.edit("name: matryoshka,", "name: matryoshka, seed: 5,");
+        // Two trees that are counted once more, over rows of their own number.
+        let twin =
+            "{name: twin, n_coarse: 8, n_fine: 8, k: 2, tree: {update_every: 10, min_excess: 0.3, recount_rows: 900}}";
+        run.edit("saes:\n", &format!("saes:\n    - {twin}\n"));
         run.expect("train", &[]);
+        let tree: Vec<TreeNode> = read_rows(&run.folder.join("train/twin/tree.parquet")).unwrap();
+        assert!(tree.iter().any(|node| node.parent.is_some()), "no tree that could become another");
         let undisturbed = run.manifests();
         for together in [1, 2] {
             run.edit("log_every: 5", &format!("log_every: 5\n  together: {together}"));
