@@ -12,13 +12,15 @@ explained variance and L0, on the held-out rows.
 
 import argparse
 import json
+import os
 import pathlib
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # before anything reads it: a table is wanted, no progress bars
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import torch
-import yaml
 from sae_lens import (
     BatchTopKTrainingSAEConfig,
     LoggingConfig,
@@ -59,7 +61,7 @@ def shuffled(train, batch_size, seed):
 
 
 def config_of(sae, run, d_in):
-    d_sae = sae.get("n_coarse", 0) + sae["n_fine"]
+    d_sae = sae["n_coarse"] + sae["n_fine"]
     if sae["arch"] == "batchtopk":
         return BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=sae["k"])
     if sae["arch"] == "matryoshka":
@@ -127,22 +129,23 @@ def score(sae, heldout, directions, firing):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("run", type=pathlib.Path)
-    p.add_argument("--config", type=pathlib.Path, default=pathlib.Path("configs/runs/saelens.yaml"))
     p.add_argument("--only", help="one SAE of the file")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=2)
     args = p.parse_args()
     torch.set_num_threads(args.threads)
-    settings = yaml.safe_load(args.config.read_text())["train"]
     recovered = pl.read_parquet(args.run / "recover/recovery.parquet")
     ours = recovered.filter(view="flat", threshold="native", level="all")
     train, heldout = rows(args.run / "harvest/train"), rows(args.run / "harvest/heldout")
     directions, firing = truth(args.run)
     print(f"{len(train)} training rows, {len(heldout)} held-out ones")
     print(f"{'':32s}" + "".join(f"{metric:>19s}" for metric in METRICS))
-    for sae in settings["saes"]:
-        if args.only not in (None, sae["name"]):
+    for listed in json.loads((args.run / "train/saes.json").read_text()):
+        if args.only not in (None, listed["name"]):
             continue
+        # How it was trained, every default included.
+        trained_as = json.loads((args.run / listed["folder"] / "manifest.json").read_text())["key"]["config"]
+        sae, settings = trained_as["sae"], trained_as["train"]
         of_ours = dict(ours.filter(sae=sae["name"]).select("metric", "value").iter_rows())
         print(f"{sae['name'] + ', ours':32s}" + "".join(f"{of_ours[metric]:19.4f}" for metric in METRICS), flush=True)
         trained = train_in_sae_lens(config_of(sae, args.run, train.shape[1]), train, settings, args.seed)
