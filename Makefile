@@ -70,7 +70,7 @@ again-%: $(BIN)/% ## run one stage even if it is up to date
 status: build ## what is fresh, stale, missing or failed, and why (given what lies upstream now)
 	@for stage in $(STAGES); do $(BIN)/$$stage $(FLAGS) --status || true; done
 
-runs: build ## the planned runs, one after another into data/runs/N, then all there are in one report; RUNS="1 2" makes two, VARIANT=-loose the others
+runs: build ## the planned runs and the sweep over L0, one after another into data/runs/N, then all there are in one report; RUNS="1 2" makes two, VARIANT=-loose the others
 	@for n in $(RUNS); do \
 	  echo "== run $$n$(VARIANT)"; \
 	  $(MAKE) --no-print-directory all CONFIG=configs/runs/$$n$(VARIANT).yaml RUN=data/runs$(VARIANT)/$$n; \

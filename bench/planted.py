@@ -61,11 +61,16 @@ def shuffled(train, batch_size, seed):
 
 
 def config_of(sae, run, d_in):
+    if "arch" not in sae:
+        raise SystemExit(f"{sae['name']}: imported, so that it is not known how it was trained")
     d_sae = sae["n_coarse"] + sae["n_fine"]
     if sae["arch"] == "batchtopk":
         return BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=sae["k"])
     if sae["arch"] == "matryoshka":
-        widths = sae["prefixes"]["fixed"] + [d_sae]
+        prefixes = sae["prefixes"] or {}
+        if prefixes.get("n_random") != 0 or not prefixes["fixed"]:
+            raise SystemExit(f"{sae['name']}: SAELens knows fixed prefixes alone; write prefixes: {{fixed: […], n_random: 0}}")
+        widths = prefixes["fixed"] + [d_sae]
         return MatryoshkaBatchTopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=sae["k"], matryoshka_widths=widths)
     if sae["arch"] == "vanilla":
         # ‖s·x − s·x̂‖² + λ Σ s·z, divided by s².
@@ -129,7 +134,7 @@ def score(sae, heldout, directions, firing):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("run", type=pathlib.Path)
-    p.add_argument("--only", help="one SAE of the file")
+    p.add_argument("--only", help="one SAE of the run")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=2)
     args = p.parse_args()
@@ -143,9 +148,10 @@ def main():
     for listed in json.loads((args.run / "train/saes.json").read_text()):
         if args.only not in (None, listed["name"]):
             continue
-        # How it was trained, every default included.
+        # How it was trained. Keys that stand for nothing of their own are null.
         trained_as = json.loads((args.run / listed["folder"] / "manifest.json").read_text())["key"]["config"]
-        sae, settings = trained_as["sae"], trained_as["train"]
+        sae, settings = trained_as["sae"], dict(trained_as.get("train", {}))
+        settings["lr"] = sae.get("lr") or settings.get("lr")
         of_ours = dict(ours.filter(sae=sae["name"]).select("metric", "value").iter_rows())
         print(f"{sae['name'] + ', ours':32s}" + "".join(f"{of_ours[metric]:19.4f}" for metric in METRICS), flush=True)
         trained = train_in_sae_lens(config_of(sae, args.run, train.shape[1]), train, settings, args.seed)

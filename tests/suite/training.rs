@@ -67,12 +67,14 @@ fn saes_become_the_same_together_and_alone() {
         // Two trees that are counted once more, over rows of their own number.
         let twin =
             "{name: twin, n_coarse: 8, n_fine: 8, k: 2, tree: {update_every: 10, min_excess: 0.3, recount_rows: 900}}";
-        run.edit("saes:\n", &format!("saes:\n    - {twin}\n"));
+        run.edit("    - {name: hiersae,", &format!("    - {twin}\n    - {{name: hiersae,"));
         run.expect("train", &[]);
-        let tree: Vec<TreeNode> = read_rows(&run.folder.join("train/twin/tree.parquet")).unwrap();
-        assert!(tree.iter().any(|node| node.parent.is_some()), "no tree that could become another");
+        for sae in ["twin", "hiersae"] {
+            let tree: Vec<TreeNode> = read_rows(&run.folder.join(format!("train/{sae}/tree.parquet"))).unwrap();
+            assert!(tree.iter().any(|node| node.parent.is_some()), "no tree that could become another");
+        }
         let undisturbed = run.manifests();
-        for together in [1, 2] {
+        for together in [1, 2, 8] {
             run.edit("log_every: 5", &format!("log_every: 5\n  together: {together}"));
             run.expect("train", &["--force"]);
             assert_eq!(changed(&undisturbed, &run.manifests()), [""; 0], "{together} together");

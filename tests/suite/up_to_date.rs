@@ -6,6 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 use artifact::tables::{Metric, TreeNode, read_rows};
 use pipeline_tests::{Run, changed, files_below, programs, repository, stderr};
 
+use crate::faults::moment;
+
 #[test]
 fn a_second_run_writes_nothing() {
     let run = Run::finished();
@@ -92,6 +94,44 @@ fn other_thresholds_are_found_without_training_and_are_what_training_would_have_
         run.expect("train", &["--force"]);
         assert_eq!(changed(&renewed, &run.manifests()), [""; 0]);
     }
+}
+
+#[test]
+fn thresholds_found_anew_cost_no_training_however_that_ends() {
+    let run = Run::finished();
+    let (sae, mut now) = ("name: hiersae, ".to_owned(), "name: hiersae, ".to_owned());
+    let mut to = |kappa: String| {
+        let next = format!("{sae}prior_kappa: {kappa}, ");
+        run.edit(&now, &next);
+        now = next;
+    };
+    let is_idle = |said: &str| !said.contains(" tokens in ");
+    to("0.9".into());
+    let start = Instant::now();
+    assert!(is_idle(&run.said("train")));
+    let took = start.elapsed();
+    for i in 0..12 {
+        to(format!("0.{}", 10 + i));
+        let mut process = run.start("train", &[]);
+        std::thread::sleep(took.mul_f64(moment("train/renewed", i)));
+        process.kill().unwrap();
+        process.wait().unwrap();
+        let said = run.said("train");
+        assert!(is_idle(&said), "trained anew after the {i}. kill: {said}");
+    }
+    let undisturbed = run.manifests();
+    run.expect("train", &["--force"]);
+    assert_eq!(changed(&undisturbed, &run.manifests()), [""; 0]);
+
+    // Something that cannot be written over.
+    let obstacle = run.folder.join("train/hiersae/rules.safetensors.tmp");
+    std::fs::create_dir(&obstacle).unwrap();
+    to("0.8".into());
+    let message = run.expect_error("train", &[]);
+    assert!(message.contains("rules.safetensors.tmp: cannot write"), "{message}");
+    assert_eq!(changed(&undisturbed, &run.manifests()), [""; 0]);
+    std::fs::remove_dir(obstacle).unwrap();
+    assert!(is_idle(&run.said("train")));
 }
 
 #[test]

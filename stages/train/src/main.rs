@@ -49,15 +49,20 @@ fn run(stage: &Stage) -> Result<()> {
     let mut data = None;
     let mut failures = Failures::default();
     for (seed, saes) in by_seed(stage) {
-        for sae in &saes {
+        let mut others = Vec::new();
+        for sae in saes {
             let key = key(stage, seed, sae, &harvest, &harvested)?;
-            if let Some(finished) = calibration::finished(stage, sae, &key) {
-                let data = loaded(&mut data, stage, &harvest, &harvested)?;
-                let renewed = or_error(sae, || calibration::renew(stage, sae, &finished, key, &harvested, data));
-                renewed.unwrap_or_else(|error| failures.note(stage, sae, error));
+            let renewed = or_error(sae, || {
+                let Some(renewal) = calibration::start(stage, sae, key)? else { return Ok(()) };
+                renewal.finish(stage, sae, &harvested, loaded(&mut data, stage, &harvest, &harvested)?)
+            });
+            match renewed {
+                Ok(()) => others.push(sae),
+                // Its weights are there, so that it is not trained.
+                Err(error) => failures.note(stage, sae, error),
             }
         }
-        let mut saes = saes.into_iter().peekable();
+        let mut saes = others.into_iter().peekable();
         while saes.peek().is_some() {
             let started = start_some(stage, seed, &mut saes, &harvest, &harvested)?;
             if started.is_empty() {

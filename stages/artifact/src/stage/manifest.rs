@@ -58,8 +58,11 @@ impl Manifest {
 
     /// `None` where there is no manifest. Errors: it cannot be read, is no manifest, or is of another schema.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join(FILE_NAME);
-        let text = match std::fs::read_to_string(&path) {
+        Self::read_file(&folder.join(FILE_NAME))
+    }
+
+    pub(super) fn read_file(path: &Path) -> Result<Option<Self>> {
+        let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("{}: cannot read", path.display())),

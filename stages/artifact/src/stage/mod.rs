@@ -25,6 +25,7 @@ mod lock;
 mod log;
 mod manifest;
 pub mod memory;
+mod replace;
 mod source;
 mod task;
 
@@ -196,15 +197,6 @@ impl Stage {
         }
     }
 
-    /// `folder` as it was published, if it is whole and its key differs from this one in `part` of the configuration and in
-    /// nothing else: what does not depend on that part may be taken from it.
-    pub fn published_but_for(&self, folder: &str, key: &Key, part: &str) -> Option<Input> {
-        let input = self.input(folder).ok()?;
-        let old = &input.manifest.key;
-        let may_serve = old != key && old.without(part) == key.without(part);
-        (may_serve && input.manifest.damage(&self.run.join(folder)).is_none()).then_some(input)
-    }
-
     /// Starts the task of a key.
     pub fn task_of(&self, folder: &str, key: Key) -> Result<Option<Task>> {
         if self.args.status {
@@ -214,11 +206,13 @@ impl Stage {
         Task::begin(self.run.join(folder), key, self.args.force, &self.log)
     }
 
-    /// A task whose folder, which holds what the task needs, stays as it is until the task is finished.
+    /// A task that makes `folder` anew from what was published there, which stays until the task is finished; and what was
+    /// published. `None` where that is damaged, or its key differs from this one in more than `part` of the configuration.
     ///
     /// Errors: another process writes there.
-    pub fn replacement(&self, folder: &str, key: Key) -> Result<Task> {
-        Task::replace(self.run.join(folder), key)
+    pub fn replacement(&self, folder: &str, key: Key, part: &str) -> Result<Option<(Task, Input)>> {
+        let found = Task::replace(self.run.join(folder), key, part, &self.log)?;
+        found.map(|(task, _)| Ok((task, self.input(folder)?))).transpose()
     }
 
     fn status(&self, folder: &Path, key: &Key) -> String {

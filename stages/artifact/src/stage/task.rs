@@ -1,5 +1,5 @@
 //! One output folder being made: lock, compare keys, clear, write, publish. The manifest comes last, so that a folder
-//! is whole or says that it is not. What replaces a folder clears it only when all is written.
+//! is whole or says that it is not. A folder that is replaced stays whole all the while (`replace`).
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use super::lock::{self, FolderLock};
 use super::log::Log;
 use super::manifest::{self, Key, Manifest, Output};
+use super::replace;
 use crate::digest;
 
 /// Unpublished work that a later run of the same task may go on from.
@@ -57,6 +58,7 @@ impl Task {
         match State::of(&folder, &key) {
             State::Fresh if !force => {
                 log.line(format!("{name}: up to date"));
+                replace::remove_temporaries(&folder)?;
                 touch(&folder.join(manifest::FILE_NAME))?;
                 return Ok(None);
             }
@@ -64,14 +66,27 @@ impl Task {
             State::Missing => {}
             State::Stale(why) => log.line(format!("{name}: rerun: {why}")),
         }
-        clear(&folder)?;
+        clear(&folder, |_| false)?;
         Ok(Some(Self { folder, key, outputs: Vec::new(), waiting: None, _lock: lock }))
     }
 
-    /// Makes a folder anew that stays as it is until the task is finished. Errors: another process writes there.
-    pub(super) fn replace(folder: PathBuf, key: Key) -> Result<Self> {
+    /// A task that makes a folder anew from what the folder holds, which stays as it is until the task is finished; with it
+    /// what was published there. `None`: that is damaged, or differs in more than `part` of the configuration.
+    ///
+    /// Errors: another process writes there.
+    pub(super) fn replace(folder: PathBuf, key: Key, part: &str, log: &Log) -> Result<Option<(Self, Manifest)>> {
         let lock = FolderLock::take(&folder)?;
-        Ok(Self { folder, key, outputs: Vec::new(), waiting: Some(Vec::new()), _lock: lock })
+        replace::put_in_place(&folder)?;
+        let Ok(Some(manifest)) = Manifest::read(&folder) else { return Ok(None) };
+        let may_serve = manifest.key != key && manifest.key.without(part) == key.without(part);
+        if !may_serve || manifest.damage(&folder).is_some() {
+            return Ok(None);
+        }
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        log.line(format!("{name}: rerun: {}", key.changes_since(&manifest.key).join(", ")));
+        replace::remove_temporaries(&folder)?;
+        let task = Self { folder, key, outputs: Vec::new(), waiting: Some(Vec::new()), _lock: lock };
+        Ok(Some((task, manifest)))
     }
 
     pub fn folder(&self) -> &Path {
@@ -118,7 +133,7 @@ impl Task {
         let target = self.folder.join(path);
         let parent = target.parent().context("an output lies in a folder")?;
         std::fs::create_dir_all(parent).with_context(|| format!("{}: cannot make the folder", parent.display()))?;
-        let temporary = target.with_file_name(format!("{}.tmp", file_name(&target)));
+        let temporary = replace::temporary(&target);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&temporary);
         let file = file.with_context(|| format!("{}: cannot write", temporary.display()))?;
         Ok(OpenOutput { path: path.into(), target, temporary, file: BufWriter::with_capacity(1 << 20, file) })
@@ -141,13 +156,21 @@ impl Task {
     }
 
     /// Everything is there: syncs the folder and writes the manifest.
-    pub fn finish(mut self) -> Result<Manifest> {
-        // From the first of them on, the manifest that stands there belongs to other files, and a reader finds that out.
-        for (temporary, target) in self.waiting.take().unwrap_or_default() {
-            rename(&temporary, &target)?;
-        }
+    pub fn finish(self) -> Result<Manifest> {
         let checkpoint = self.checkpoint_folder();
         let manifest = Manifest::new(self.key, self.outputs);
+        let path = self.folder.join(manifest::FILE_NAME);
+        let temporary = replace::temporary(&path);
+        let mut file = File::create(&temporary).with_context(|| format!("{}: cannot write", temporary.display()))?;
+        let mut text = serde_json::to_string_pretty(&manifest)?;
+        text.push('\n');
+        file.write_all(text.as_bytes()).with_context(|| format!("{}: cannot write", temporary.display()))?;
+        file.sync_all()?;
+        let is_replacement = self.waiting.is_some();
+        // From here on nothing is written that was not before, and a process that is killed has this done by the next.
+        for (temporary, target) in self.waiting.into_iter().flatten() {
+            rename(&temporary, &target)?;
+        }
         // The task's own folder first, as the empty path.
         for folder in std::iter::once(Path::new(""))
             .chain(manifest.outputs.iter().filter_map(|output| Path::new(&output.path).parent()))
@@ -155,15 +178,15 @@ impl Task {
         {
             sync_folder(&self.folder.join(folder))?;
         }
-        let path = self.folder.join(manifest::FILE_NAME);
-        let temporary = self.folder.join(format!("{}.tmp", manifest::FILE_NAME));
-        let mut file = File::create(&temporary).with_context(|| format!("{}: cannot write", temporary.display()))?;
-        let mut text = serde_json::to_string_pretty(&manifest)?;
-        text.push('\n');
-        file.write_all(text.as_bytes()).with_context(|| format!("{}: cannot write", temporary.display()))?;
-        file.sync_all()?;
         rename(&temporary, &path)?;
         sync_folder(&self.folder)?;
+        if is_replacement {
+            let is_published = |name: &str| {
+                let first = |output: &Output| Path::new(&output.path).iter().next().is_some_and(|first| first == name);
+                name == manifest::FILE_NAME || manifest.outputs.iter().any(first)
+            };
+            clear(&self.folder, is_published)?;
+        }
         if checkpoint.exists() {
             std::fs::remove_dir_all(&checkpoint).with_context(|| format!("{}: cannot remove", checkpoint.display()))?;
         }
@@ -189,18 +212,18 @@ impl Write for OpenOutput {
     }
 }
 
-/// Removes what an earlier run of this task left, the manifest first. Folders with a lock of their own belong to other
-/// tasks, and a checkpoint may yet be of use.
-fn clear(folder: &Path) -> Result<()> {
+/// Removes what an earlier run of this task left, the manifest first, but for what is kept. Folders with a lock of their
+/// own belong to other tasks, and a checkpoint may yet be of use.
+fn clear(folder: &Path, is_kept: impl Fn(&str) -> bool) -> Result<()> {
     let manifest = folder.join(manifest::FILE_NAME);
-    if manifest.exists() {
+    if manifest.exists() && !is_kept(manifest::FILE_NAME) {
         std::fs::remove_file(&manifest).with_context(|| format!("{}: cannot remove", manifest.display()))?;
         sync_folder(folder)?;
     }
     for entry in std::fs::read_dir(folder).with_context(|| format!("{}: cannot list", folder.display()))? {
         let path = entry?.path();
         let name = file_name(&path);
-        if name == lock::FILE_NAME || name == CHECKPOINT {
+        if name == lock::FILE_NAME || name == CHECKPOINT || is_kept(&name) {
             continue;
         }
         if path.is_dir() {
@@ -221,50 +244,15 @@ fn touch(path: &Path) -> Result<()> {
     file.set_modified(std::time::SystemTime::now()).with_context(|| format!("{}: cannot touch", path.display()))
 }
 
-fn rename(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).with_context(|| format!("{}: cannot rename", from.display()))
 }
 
-fn sync_folder(folder: &Path) -> Result<()> {
+pub(super) fn sync_folder(folder: &Path) -> Result<()> {
     let file = File::open(folder).with_context(|| format!("{}: cannot open", folder.display()))?;
     file.sync_all().with_context(|| format!("{}: cannot sync", folder.display()))
 }
 
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::stage::LogFormat;
-
-    fn key(recipe: u32) -> Key {
-        let (stage, device) = ("test".into(), "cpu".into());
-        Key { schema: 1, stage, recipe, seed: 0, device, config: serde_json::Value::Null, inputs: Default::default() }
-    }
-
-    #[test]
-    fn a_folder_is_whole_until_what_replaces_it_is() {
-        let run = tempfile::tempdir().unwrap();
-        let folder = run.path().join("sae");
-        let log = Log::new("test", LogFormat::Text, true);
-        let mut task = Task::begin(folder.clone(), key(1), false, &log).unwrap().unwrap();
-        task.write_bytes("weights", b"old").unwrap();
-        task.finish().unwrap();
-
-        // Broken off before its end.
-        let mut task = Task::replace(folder.clone(), key(2)).unwrap();
-        task.write_bytes("weights", b"new").unwrap();
-        drop(task);
-        assert_eq!(State::of(&folder, &key(1)), State::Fresh);
-
-        let mut task = Task::replace(folder.clone(), key(2)).unwrap();
-        task.write_bytes("weights", b"new").unwrap();
-        assert_eq!(std::fs::read(folder.join("weights")).unwrap(), b"old");
-        task.finish().unwrap();
-        assert_eq!(State::of(&folder, &key(2)), State::Fresh);
-        assert_eq!(std::fs::read(folder.join("weights")).unwrap(), b"new");
-        assert!(!folder.join("weights.tmp").exists());
-    }
 }

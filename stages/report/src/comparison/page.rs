@@ -19,6 +19,13 @@ pub(crate) fn render(comparison: &Comparison, plots: &[Plot]) -> String {
          ↑, ↓, **bold**, *native*, *prior* and *gated* mean what they mean everywhere in this \
          report. `results.json` has every metric, seed by seed, under `comparison`.\n\n",
     );
+    let data: BTreeSet<&str> = comparison.groups.iter().map(|group| group.data.as_str()).collect();
+    if data.len() > 1 {
+        out.push_str(
+            "Not all families are of the same activations: a column has a best among those that are, and so it may have \
+             several.\n\n",
+        );
+    }
     if let Some(sentence) = unlike_in_words(comparison) {
         out.push_str(&sentence);
     }
@@ -78,7 +85,8 @@ fn means(groups: &[&Group], columns: &[Column], threshold: &str) -> Option<Table
         .collect();
     let row = |group: &&Group| {
         let none_is_fair = !rivals(&group.data).iter().any(|group| group.is_fair());
-        let (may_win, best) = (group.is_fair() || none_is_fair, &bests[group.data.as_str()]);
+        let may_win = group.is_fair() || (none_is_fair && group.unlike_reference.is_empty());
+        let best = &bests[group.data.as_str()];
         let cell = |(column, best): (&&Column, &Option<String>)| match group.get(&column.name) {
             Some(figure) => {
                 let is_best = may_win && Some(column.format.write(figure.estimate.mean)) == *best;

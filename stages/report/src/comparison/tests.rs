@@ -226,7 +226,17 @@ fn the_best_is_bold_among_figures_of_the_same_activations() {
         for (bold, value) in [(true, "0.550"), (false, "0.350"), (true, "0.850"), (false, "0.650")] {
             assert!(page.contains(value) && page.contains(&format!("**{value}**")) == bold, "{value}\n{page}");
         }
+        assert!(page.contains("it may have several"), "{page}");
     }
+}
+
+#[test]
+fn families_without_a_reference_of_their_activations_are_never_bold() {
+    let own = contender(None, &[("a", 3, &[0.5, 0.6]), ("ref", 3, &[0.3, 0.4])]);
+    let mut other = contender(Some("1"), &[("b", 3, &[0.9, 0.8]), ("c", 3, &[0.7, 0.6])]);
+    other.data = "e".into();
+    let page = render(&compared(&[own, other], Some("ref")), &[]);
+    assert!(page.contains("**0.550**") && !page.contains("**0.850**"), "{page}");
 }
 
 #[test]
