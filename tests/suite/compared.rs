@@ -52,6 +52,12 @@ fn families_are_compared_over_seeds_within_a_run_and_between_runs() {
     };
     let expected = of_group("hiersae", "gated") - of_group("batchtopk", "flat");
     assert!((ev["mean"].as_f64().unwrap() - expected).abs() <= 1e-12, "{ev}, expected {expected}");
+    // Behind a gate it is what the gate enforces.
+    let is_nested_in = |view: &str| {
+        let mut rows = differences.iter().filter(|row| row["metric"] == "tree_mi_over_nested");
+        rows.any(|row| row["view"] == view)
+    };
+    assert!(is_nested_in("flat") && !is_nested_in("gated"), "{comparison}");
     let page = std::fs::read_to_string(run.folder.join("report/report.md")).unwrap();
     assert!(page.contains("## Comparison over seeds") && page.contains("(compare-edge-f1-prior.svg)"), "{page}");
 

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::comparison::{Contender, Training};
-use crate::trees::TreeSummary;
+use crate::trees::{self, TreeSummary};
 
 /// The published folders that the report is made from.
 pub(crate) struct Folders {
@@ -195,18 +195,37 @@ impl Run {
                 run: None,
                 data: harvest_of(&own.recover),
                 saes: own.saes.iter().map(PublishedSae::contestant).collect::<Result<_>>()?,
-                metrics: self.metrics.clone(),
+                metrics: [self.metrics.clone(), trees::compared(&self.trees)?, self.spliced()].concat(),
             })
         });
         let beside = folders.beside.iter().map(|beside| {
+            let metrics: Vec<Metric> = read_rows(&beside.recover.file("recovery.parquet")?)?;
+            let trees = json::<Summary>(&beside.recover, "summary.json")?.trees;
             Ok(Contender {
                 run: Some(beside.run.clone()),
                 data: harvest_of(&beside.recover),
                 saes: beside.saes.iter().map(PublishedSae::contestant).collect::<Result<_>>()?,
-                metrics: read_rows(&beside.recover.file("recovery.parquet")?)?,
+                metrics: [metrics, trees::compared(&trees)?].concat(),
             })
         });
         own.chain(beside).collect()
+    }
+
+    /// What reconstructions cost the model, as far as families are compared by it.
+    fn spliced(&self) -> Vec<Metric> {
+        let reconstructions = self.splices.iter().filter(|score| score.intervention == "reconstruction");
+        let metric = |score: &SpliceScore| Metric {
+            sae: score.sae.clone(),
+            seed: score.seed,
+            view: score.view.clone(),
+            threshold: score.threshold.clone(),
+            metric: "ce_recovered".into(),
+            level: "all".into(),
+            value: score.ce_recovered,
+            ci_low: Some(score.ci_low),
+            ci_high: Some(score.ci_high),
+        };
+        reconstructions.map(metric).collect()
     }
 
     /// The first SAE of each family.

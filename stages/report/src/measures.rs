@@ -40,7 +40,7 @@ impl Column {
     }
 
     /// A metric of `recovery.parquet` over all latents.
-    fn of(metric: &str, title: &str, better: Better, format: Format) -> Self {
+    pub(crate) fn of(metric: &str, title: &str, better: Better, format: Format) -> Self {
         Self::new(Name::new(metric, "all"), title, better, format)
     }
 
@@ -139,6 +139,17 @@ pub(crate) fn other_planted_trees() -> Vec<Column> {
         Column::of(&format!("edge_f1_{tree}"), &format!("{title} edge F1"), Neither, Plain)
     };
     TREES.iter().map(column).collect()
+}
+
+/// Trees where nothing was planted, as families are compared by them: of both origins.
+pub(crate) fn found_tree() -> Vec<Column> {
+    vec![
+        Column::of("tree_mi_over_nested_own", "I / I_nested, own", Higher, Plain),
+        Column::of("tree_mi_over_nested_posthoc", "I / I_nested, post-hoc", Higher, Plain),
+        Column::of("wordnet_hierarchy_own", "WordNet, own", Higher, Plain),
+        Column::of("wordnet_hierarchy_posthoc", "WordNet, post-hoc", Higher, Plain),
+        Column::of("wordnet_hierarchy_n", "of edges", Neither, Count),
+    ]
 }
 
 /// Means over the edges of a tree: (metric, title, better, format, caption).

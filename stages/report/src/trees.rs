@@ -1,6 +1,7 @@
 //! Means over the edges of a tree, from `recover/summary.json`. Source: science.md §6.
 
 use anyhow::{Context, Result};
+use artifact::tables::Metric;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -38,6 +39,41 @@ pub(crate) fn of_summary(trees: &[TreeSummary]) -> Result<Vec<Figure>> {
         }
     }
     Ok(figures)
+}
+
+/// What families of SAEs are compared by: I / I_nested over the edges of the SAE's first tree, its own or else the post-hoc
+/// one, and under another name that of the post-hoc tree beside it; as `recover` has it for edges of planted trees. Flat
+/// rows alone, since gated ones show what the gate enforces.
+///
+/// Errors: as of [`of_summary`].
+pub(crate) fn compared(trees: &[TreeSummary]) -> Result<Vec<Metric>> {
+    let is_own = |of: &TreeSummary| {
+        trees.iter().any(|tree| tree.tree == "own" && (&tree.sae, &tree.threshold) == (&of.sae, &of.threshold))
+    };
+    let mut metrics = Vec::new();
+    for tree in trees.iter().filter(|tree| tree.view == "flat") {
+        let suffix = match tree.tree.as_str() {
+            "own" => "",
+            "posthoc" if is_own(tree) => "_posthoc",
+            "posthoc" => "",
+            _ => continue,
+        };
+        for (name, value) in tree.figures.iter().filter(|(name, _)| *name == "mi_over_nested") {
+            let figure = tree.figure(name, value).with_context(|| format!("recover/summary.json: {name}"))?;
+            metrics.extend(figure.map(|figure| Metric {
+                sae: tree.sae.clone(),
+                seed: tree.seed,
+                view: tree.view.clone(),
+                threshold: tree.threshold.clone(),
+                metric: format!("{}{suffix}", figure.metric),
+                level: figure.level,
+                value: figure.value,
+                ci_low: figure.ci_low,
+                ci_high: figure.ci_high,
+            }));
+        }
+    }
+    Ok(metrics)
 }
 
 impl TreeSummary {
@@ -95,5 +131,32 @@ mod tests {
     fn another_form_is_refused_by_name() {
         let error = format!("{:#}", summary(json!({"mi_bits": [1]})).unwrap_err());
         assert!(error.contains("recover/summary.json: mi_bits"), "{error}");
+    }
+
+    #[test]
+    fn families_are_compared_by_the_flat_trees_that_compete() {
+        let tree = |sae: &str, view: &str, tree: &str, value: Value| -> TreeSummary {
+            serde_json::from_value(json!({
+                "sae": sae, "seed": 0, "view": view, "threshold": "prior", "tree": tree, "base": tree, "n_edges": 3,
+                "mi_over_nested": {"value": value, "ci_low": null, "ci_high": null},
+            }))
+            .unwrap()
+        };
+        let trees = [
+            tree("flat", "flat", "posthoc", json!(0.4)),
+            tree("flat", "flat", "cosine", json!(0.1)),
+            tree("tree", "flat", "own", json!(0.6)),
+            tree("tree", "flat", "posthoc", json!(0.5)),
+            tree("tree", "gated", "own", json!(0.9)),
+            tree("empty", "flat", "posthoc", json!(null)),
+        ];
+        let metrics = compared(&trees).unwrap();
+        let found: Vec<_> = metrics.iter().map(|row| (row.sae.as_str(), row.metric.as_str(), row.value)).collect();
+        let expected = [
+            ("flat", "tree_mi_over_nested", 0.4),
+            ("tree", "tree_mi_over_nested", 0.6),
+            ("tree", "tree_mi_over_nested_posthoc", 0.5),
+        ];
+        assert_eq!(found, expected);
     }
 }

@@ -22,7 +22,10 @@ use statistics::{Difference, Estimate};
 pub(crate) use training::Training;
 
 /// What differences are tested for, each with Holm's correction over all that is compared.
-const HEADLINES: [&str; 5] = ["f1", "mcc", "edge_f1", "absorption", "ev"];
+const HEADLINES: [&str; 8] =
+    ["f1", "mcc", "edge_f1", "absorption", "tree_mi_over_nested", "wordnet_hierarchy", "ev", "ce_recovered"];
+/// What is measured of several trees of an SAE.
+const OF_TREES: [&str; 3] = ["edge_f1", "tree_mi_over_nested", "wordnet_hierarchy"];
 
 /// One run, as far as it is compared.
 pub(crate) struct Contender {
@@ -293,9 +296,12 @@ fn members(contender: &Contender, family: &str, k: usize) -> Result<Members> {
 /// name, beside the unnamed one.
 fn name_the_first_tree(values: &mut Values) {
     let key = |metric: &str| (metric.to_owned(), "all".to_owned());
-    let Some(&first) = values.get(&key("edge_f1")) else { return };
-    let tree = if values.contains_key(&key("edge_f1_posthoc")) { "edge_f1_own" } else { "edge_f1_posthoc" };
-    values.insert(key(tree), first);
+    for metric in OF_TREES {
+        let Some(&first) = values.get(&key(metric)) else { continue };
+        let posthoc = format!("{metric}_posthoc");
+        let tree = if values.contains_key(&key(&posthoc)) { format!("{metric}_own") } else { posthoc };
+        values.insert(key(&tree), first);
+    }
 }
 
 fn filled(mut group: Group, members: &BTreeMap<u64, (String, Values)>) -> Group {

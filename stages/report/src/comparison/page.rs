@@ -37,7 +37,9 @@ pub(crate) fn render(comparison: &Comparison, plots: &[Plot]) -> String {
         }
         let groups: Vec<&Group> =
             comparison.groups.iter().filter(|group| (group.k, &group.threshold) == (*k, threshold)).collect();
-        for columns in [measures::features(), planted_tree(), measures::absorption(), reconstruction()] {
+        for columns in
+            [measures::features(), planted_tree(), measures::absorption(), measures::found_tree(), reconstruction()]
+        {
             if let Some(table) = means(&groups, &columns, threshold) {
                 out.push_str(&table.render());
                 out.push('\n');
@@ -137,17 +139,17 @@ fn introduction(comparison: &Comparison, groups: &[&Group]) -> String {
     )
 }
 
-/// `None` where no row is compared.
+/// `None` where no row is compared. Columns that hold nothing are left out.
 fn differences(comparison: &Comparison, groups: &[&Group], threshold: &str) -> Option<Table> {
-    let titles = [measures::features(), measures::planted_tree(), measures::absorption(), measures::reconstruction()];
-    let titles = titles.concat();
-    let title = |metric: &&str| {
-        let column = titles.iter().find(|column| column.name == Name::new(metric, "all"));
-        column.map_or((*metric).to_owned(), Column::heading)
+    let of_group = |group: &Group| -> Vec<&GroupDifference> {
+        comparison.differences.iter().filter(|difference| difference.is_of(group)).collect()
     };
+    let all: Vec<_> = groups.iter().flat_map(|group| of_group(group)).collect();
+    let is_known = |metric: &&&str| all.iter().any(|difference| difference.metric == ***metric);
+    let metrics: Vec<&str> = HEADLINES.iter().filter(is_known).copied().collect();
     let mut rows = Vec::new();
     for group in groups {
-        let mine: Vec<_> = comparison.differences.iter().filter(|difference| difference.is_of(group)).collect();
+        let mine = of_group(group);
         let Some(first) = mine.first() else { continue };
         let cell = |metric: &&str| match mine.iter().find(|difference| difference.metric == **metric) {
             Some(difference) => difference_in_words(difference),
@@ -155,11 +157,23 @@ fn differences(comparison: &Comparison, groups: &[&Group], threshold: &str) -> O
         };
         let n_pairs = mine.iter().map(|difference| difference.difference.estimate.n_seeds).max().unwrap_or_default();
         let start = [label(group), first.reference.clone(), n_pairs.to_string()];
-        rows.push(start.into_iter().chain(HEADLINES.iter().map(cell)).collect());
+        rows.push(start.into_iter().chain(metrics.iter().map(cell)).collect());
     }
     let start = [format!("{threshold} threshold"), "less".into(), "n".into()];
-    let header = start.into_iter().chain(HEADLINES.iter().map(title)).collect();
+    let header = start.into_iter().chain(metrics.iter().map(|metric| heading(metric))).collect();
     (!rows.is_empty()).then_some(Table { header, rows })
+}
+
+/// Of a headline figure.
+fn heading(metric: &str) -> String {
+    let first_trees = [
+        Column::of("tree_mi_over_nested", "I / I_nested", Better::Higher, Format::Plain),
+        Column::of("wordnet_hierarchy", "WordNet", Better::Higher, Format::Plain),
+    ];
+    let titles = [measures::features(), measures::planted_tree(), measures::absorption(), measures::reconstruction()];
+    let mut titles = titles.into_iter().flatten().chain(first_trees);
+    let column = titles.find(|column| column.name == Name::new(metric, "all"));
+    column.map_or(metric.to_owned(), |column| column.heading())
 }
 
 fn difference_in_words(difference: &GroupDifference) -> String {

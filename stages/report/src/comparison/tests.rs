@@ -257,6 +257,31 @@ fn own_and_post_hoc_trees_have_a_column_each() {
 }
 
 #[test]
+fn of_a_language_model_trees_and_what_it_loses_are_compared() {
+    let mut one = contender(None, &[("ref", 3, &[0.5, 0.6, 0.5]), ("ours", 3, &[0.5, 0.6, 0.4])]);
+    one.metrics.retain(|row| row.metric != "f1");
+    for seed in 0..3 {
+        for (family, shift) in [("ref", 0.0), ("ours", 0.1)] {
+            let value = 0.2 + 0.01 * seed as f64 + shift;
+            for metric in ["tree_mi_over_nested", "wordnet_hierarchy", "ce_recovered"] {
+                one.metrics.push(row(&format!("{family}-k3-s{seed}"), seed, NATIVE, metric, value));
+            }
+        }
+        one.metrics.push(row(&format!("ours-k3-s{seed}"), seed, NATIVE, "wordnet_hierarchy_posthoc", 0.25));
+    }
+    let comparison = compared(&[one], Some("ref"));
+    let page = render(&comparison, &[]);
+    let table = |start: &str| page.lines().find(|line| line.starts_with(start)).unwrap().to_owned();
+    let names = |line: &str| line.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let header = page.lines().find(|line| line.contains("| less")).unwrap();
+    assert_eq!(names(header)[4..7], ["I / I_nested ↑", "WordNet ↑", "CE recovered ↑"]);
+    assert!(table("| ours ").contains("0.310"), "{page}");
+    let differences = page.lines().find(|line| line.contains("| ref ") && line.starts_with("| ours"));
+    assert_eq!(differences.unwrap().matches("[+0.100, +0.100]").count(), 3, "{page}");
+    assert!(page.contains("| WordNet, own ↑") && page.contains("| I / I_nested, post-hoc ↑"), "{page}");
+}
+
+#[test]
 fn the_page_shows_means_differences_and_pictures() {
     let families: [(&str, usize, &[f64]); 4] = [
         ("ref", 3, &[0.2, 0.5, 0.8]),
