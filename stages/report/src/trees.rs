@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::figures::{Figure, Mode, Source};
+use crate::measures::COMPETING_TREES;
 
 /// A tree's own columns in the summary; whatever else stands there is a mean over its edges.
 #[derive(Clone, Debug, Deserialize)]
@@ -41,36 +42,35 @@ pub(crate) fn of_summary(trees: &[TreeSummary]) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// What families of SAEs are compared by: I / I_nested over the edges of the SAE's first tree, its own or else the post-hoc
-/// one, and under another name that of the post-hoc tree beside it; as `recover` has it for edges of planted trees. Flat
-/// rows alone, since gated ones show what the gate enforces.
+/// What families of SAEs are compared by: I / I_nested over the edges of each tree that competes, `…_own` and `…_posthoc`, and
+/// without a name that of the SAE's first tree, its own or else the post-hoc one. Flat rows alone, since gated ones show
+/// what the gate enforces.
 ///
 /// Errors: as of [`of_summary`].
 pub(crate) fn compared(trees: &[TreeSummary]) -> Result<Vec<Metric>> {
-    let is_own = |of: &TreeSummary| {
+    let has_own = |of: &TreeSummary| {
         trees.iter().any(|tree| tree.tree == "own" && (&tree.sae, &tree.threshold) == (&of.sae, &of.threshold))
     };
     let mut metrics = Vec::new();
-    for tree in trees.iter().filter(|tree| tree.view == "flat") {
-        let suffix = match tree.tree.as_str() {
-            "own" => "",
-            "posthoc" if is_own(tree) => "_posthoc",
-            "posthoc" => "",
-            _ => continue,
-        };
+    let competes = |tree: &&TreeSummary| tree.view == "flat" && COMPETING_TREES.contains(&tree.tree.as_str());
+    for tree in trees.iter().filter(competes) {
+        let is_first = tree.tree == "own" || !has_own(tree);
         for (name, value) in tree.figures.iter().filter(|(name, _)| *name == "mi_over_nested") {
             let figure = tree.figure(name, value).with_context(|| format!("recover/summary.json: {name}"))?;
-            metrics.extend(figure.map(|figure| Metric {
+            let Some(Figure { metric, level, value, ci_low, ci_high, .. }) = figure else { continue };
+            let named = Metric {
                 sae: tree.sae.clone(),
                 seed: tree.seed,
                 view: tree.view.clone(),
                 threshold: tree.threshold.clone(),
-                metric: format!("{}{suffix}", figure.metric),
-                level: figure.level,
-                value: figure.value,
-                ci_low: figure.ci_low,
-                ci_high: figure.ci_high,
-            }));
+                metric: format!("{metric}_{}", tree.tree),
+                level,
+                value,
+                ci_low,
+                ci_high,
+            };
+            metrics.extend(is_first.then(|| Metric { metric, ..named.clone() }));
+            metrics.push(named);
         }
     }
     Ok(metrics)
@@ -149,13 +149,22 @@ mod tests {
             tree("tree", "flat", "posthoc", json!(0.5)),
             tree("tree", "gated", "own", json!(0.9)),
             tree("empty", "flat", "posthoc", json!(null)),
+            tree("rare", "flat", "own", json!(0.7)),
+            tree("rare", "flat", "posthoc", json!(null)),
+            tree("late", "flat", "own", json!(null)),
+            tree("late", "flat", "posthoc", json!(0.8)),
         ];
         let metrics = compared(&trees).unwrap();
         let found: Vec<_> = metrics.iter().map(|row| (row.sae.as_str(), row.metric.as_str(), row.value)).collect();
         let expected = [
             ("flat", "tree_mi_over_nested", 0.4),
+            ("flat", "tree_mi_over_nested_posthoc", 0.4),
             ("tree", "tree_mi_over_nested", 0.6),
+            ("tree", "tree_mi_over_nested_own", 0.6),
             ("tree", "tree_mi_over_nested_posthoc", 0.5),
+            ("rare", "tree_mi_over_nested", 0.7),
+            ("rare", "tree_mi_over_nested_own", 0.7),
+            ("late", "tree_mi_over_nested_posthoc", 0.8),
         ];
         assert_eq!(found, expected);
     }

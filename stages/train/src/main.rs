@@ -52,10 +52,12 @@ fn run(stage: &Stage) -> Result<()> {
         let mut others = Vec::new();
         for sae in saes {
             let key = key(stage, seed, sae, &harvest, &harvested)?;
-            let renewed = or_error(sae, || {
-                let Some(renewal) = calibration::start(stage, sae, key)? else { return Ok(()) };
-                renewal.finish(stage, sae, &harvested, loaded(&mut data, stage, &harvest, &harvested)?)
-            });
+            let Some(renewal) = calibration::start(stage, sae, key)? else {
+                others.push(sae);
+                continue;
+            };
+            let data = loaded(&mut data, stage, &harvest, &harvested)?;
+            let renewed = or_error(sae, || renewal.finish(stage, sae, &harvested, data));
             match renewed {
                 Ok(()) => others.push(sae),
                 // Its weights are there, so that it is not trained.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::manifest::{Key, Manifest, Output, SCHEMA};
+use super::replace;
 use crate::digest;
 
 pub struct Input {
@@ -55,6 +56,11 @@ impl Input {
         if !self.verified.borrow().contains(path) {
             let found = digest::of_file(&full)?;
             let stage = &self.manifest.key.stage;
+            ensure!(
+                found == output.sha256 || !replace::is_half_done(&self.folder),
+                "{}: `{stage}` was ended while it put this folder's new files in place; run `make {stage}`, which goes on",
+                self.folder.display()
+            );
             ensure!(
                 found == output.sha256,
                 "{}: sha256 is {found}, but {} was published; run `make again-{stage}`",

@@ -18,6 +18,11 @@ pub(super) fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(format!("{}{SUFFIX}", file_name(path)))
 }
 
+/// Whether `put_in_place` may have something to do.
+pub(super) fn is_half_done(folder: &Path) -> bool {
+    temporary(&folder.join(manifest::FILE_NAME)).is_file()
+}
+
 /// Goes on where a process was killed that had written everything, its manifest too.
 pub(super) fn put_in_place(folder: &Path) -> Result<()> {
     let path = folder.join(manifest::FILE_NAME);
@@ -146,6 +151,7 @@ mod tests {
             let waiting = ["rules", "deep/weights"].into_iter().skip(n_renamed).chain(["manifest.json"]);
             waiting.for_each(|name| std::fs::rename(path(name), temporary(&path(name))).unwrap());
             std::fs::write(path("manifest.json"), "the old one").unwrap();
+            assert!(is_half_done(&folder.path()));
             assert!(folder.replacement(key(2)).is_none());
             assert_eq!(State::of(&folder.path(), &key(2)), State::Fresh, "{n_renamed} renamed");
             assert_eq!(folder.read("rules"), b"new");

@@ -166,18 +166,18 @@ impl Task {
         text.push('\n');
         file.write_all(text.as_bytes()).with_context(|| format!("{}: cannot write", temporary.display()))?;
         file.sync_all()?;
-        let is_replacement = self.waiting.is_some();
-        // From here on nothing is written that was not before, and a process that is killed has this done by the next.
-        for (temporary, target) in self.waiting.into_iter().flatten() {
-            rename(&temporary, &target)?;
-        }
         // The task's own folder first, as the empty path.
-        for folder in std::iter::once(Path::new(""))
-            .chain(manifest.outputs.iter().filter_map(|output| Path::new(&output.path).parent()))
-            .collect::<BTreeSet<_>>()
-        {
-            sync_folder(&self.folder.join(folder))?;
+        let parents = manifest.outputs.iter().filter_map(|output| Path::new(&output.path).parent());
+        let folders: BTreeSet<PathBuf> =
+            std::iter::once(Path::new("")).chain(parents).map(|folder| self.folder.join(folder)).collect();
+        let is_replacement = self.waiting.is_some();
+        if let Some(waiting) = &self.waiting {
+            // All of it is there before the first takes its place: from here on a process that is killed, or loses its power,
+            // has this done by the next.
+            folders.iter().try_for_each(|folder| sync_folder(folder))?;
+            waiting.iter().try_for_each(|(temporary, target)| rename(temporary, target))?;
         }
+        folders.iter().try_for_each(|folder| sync_folder(folder))?;
         rename(&temporary, &path)?;
         sync_folder(&self.folder)?;
         if is_replacement {
