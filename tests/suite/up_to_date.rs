@@ -99,7 +99,8 @@ fn other_thresholds_are_found_without_training_and_are_what_training_would_have_
 #[test]
 fn thresholds_found_anew_cost_no_training_however_that_ends() {
     let run = Run::finished();
-    let (sae, mut now) = ("name: hiersae, ".to_owned(), "name: hiersae, ".to_owned());
+    let sae = "name: hiersae, ";
+    let mut now = sae.to_owned();
     let mut to = |kappa: String| {
         let next = format!("{sae}prior_kappa: {kappa}, ");
         run.edit(&now, &next);

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::manifest::{Key, Manifest, Output, SCHEMA};
 use super::replace;
@@ -56,17 +56,18 @@ impl Input {
         if !self.verified.borrow().contains(path) {
             let found = digest::of_file(&full)?;
             let stage = &self.manifest.key.stage;
-            ensure!(
-                found == output.sha256 || !replace::is_half_done(&self.folder),
-                "{}: `{stage}` was ended while it put this folder's new files in place; run `make {stage}`, which goes on",
-                self.folder.display()
-            );
-            ensure!(
-                found == output.sha256,
-                "{}: sha256 is {found}, but {} was published; run `make again-{stage}`",
-                full.display(),
-                output.sha256
-            );
+            if found != output.sha256 {
+                ensure!(
+                    !replace::is_half_done(&self.folder),
+                    "{}: `{stage}` was ended while it put this folder's new files in place; run `make {stage}`, which goes on",
+                    self.folder.display()
+                );
+                bail!(
+                    "{}: sha256 is {found}, but {} was published; run `make again-{stage}`",
+                    full.display(),
+                    output.sha256
+                );
+            }
             self.verified.borrow_mut().insert(path.into());
         }
         Ok(full)

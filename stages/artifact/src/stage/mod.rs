@@ -211,8 +211,8 @@ impl Stage {
     ///
     /// Errors: another process writes there.
     pub fn replacement(&self, folder: &str, key: Key, part: &str) -> Result<Option<(Task, Input)>> {
-        let found = Task::replace(self.run.join(folder), key, part, &self.log)?;
-        found.map(|(task, _)| Ok((task, self.input(folder)?))).transpose()
+        let task = Task::replace(self.run.join(folder), key, part, &self.log)?;
+        task.map(|task| Ok((task, self.input(folder)?))).transpose()
     }
 
     fn status(&self, folder: &Path, key: &Key) -> String {

@@ -97,8 +97,7 @@ mod tests {
         }
 
         fn replacement(&self, key: Key) -> Option<Task> {
-            let found = Task::replace(self.path(), key, "calibration", &self.log).unwrap();
-            found.map(|(task, _)| task)
+            Task::replace(self.path(), key, "calibration", &self.log).unwrap()
         }
 
         /// A replacement of which everything but the end is done.

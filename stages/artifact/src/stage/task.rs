@@ -70,11 +70,11 @@ impl Task {
         Ok(Some(Self { folder, key, outputs: Vec::new(), waiting: None, _lock: lock }))
     }
 
-    /// A task that makes a folder anew from what the folder holds, which stays as it is until the task is finished; with it
-    /// what was published there. `None`: that is damaged, or differs in more than `part` of the configuration.
+    /// A task that makes a folder anew from what the folder holds, which stays as it is until the task is
+    /// finished. `None`: what was published there is damaged, or differs in more than `part` of the configuration.
     ///
     /// Errors: another process writes there.
-    pub(super) fn replace(folder: PathBuf, key: Key, part: &str, log: &Log) -> Result<Option<(Self, Manifest)>> {
+    pub(super) fn replace(folder: PathBuf, key: Key, part: &str, log: &Log) -> Result<Option<Self>> {
         let lock = FolderLock::take(&folder)?;
         replace::put_in_place(&folder)?;
         let Ok(Some(manifest)) = Manifest::read(&folder) else { return Ok(None) };
@@ -85,8 +85,7 @@ impl Task {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         log.line(format!("{name}: rerun: {}", key.changes_since(&manifest.key).join(", ")));
         replace::remove_temporaries(&folder)?;
-        let task = Self { folder, key, outputs: Vec::new(), waiting: Some(Vec::new()), _lock: lock };
-        Ok(Some((task, manifest)))
+        Ok(Some(Self { folder, key, outputs: Vec::new(), waiting: Some(Vec::new()), _lock: lock }))
     }
 
     pub fn folder(&self) -> &Path {
