@@ -192,7 +192,7 @@ impl Fit {
             // The k largest of a token may lie below all bounds.
             Rule::TopK(k) => {
                 let budget = Budget::Shared { k: k as f64, fine: k as f64, n_coarse: 0 };
-                select_batch(sae.encoder(&sae.input(rows)), &budget, Scope::Token, None, 0.0).pre_acts
+                select_batch(sae.encoder(&sae.input(rows)), &budget, Scope::Token, None, [0.0; 2]).pre_acts
             }
             _ => apply(&flat_native, &candidates, &candidates.vals),
         };

@@ -254,7 +254,7 @@ impl TrainedSae {
         let gate = self.soft_gate(mode.view);
         if let Rule::TopK(k) = *rule {
             let budget = Budget::Shared { k: k as f64, fine: k as f64, n_coarse: 0 };
-            return select_batch(input, &budget, Scope::Token, gate, 0.0).pre_acts;
+            return select_batch(input, &budget, Scope::Token, gate, [0.0; 2]).pre_acts;
         }
         // A gated score lies at or below its pre-activation, so what is active passes its threshold ungated too.
         let candidates = collect(input, self.bounds(rule.thresholds()));

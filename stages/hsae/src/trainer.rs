@@ -25,6 +25,7 @@ use crate::kernels::screen::{PackedEncoder, Path};
 use crate::objective::Room;
 use crate::rows::{subtract, total_variance};
 use crate::schedule::{self, Phase};
+use crate::select::OfLevels;
 use crate::tree::TreeLearner;
 use crate::weights::Weights;
 use outcome::Outcome;
@@ -82,10 +83,21 @@ pub struct TrainerState {
     pub mean_activation: Option<f64>,
     /// Where the selection of the next batch starts to look.
     pub guess: f32,
-    /// The same for each step of a matching pursuit, and for the root's children of a Tree SAE.
+    /// The same for each step of a matching pursuit, for fine latents where they have a limit of their own, and for the
+    /// root's children of a Tree SAE.
     pub guesses: Vec<f32>,
     /// Share of latents that were active in the last step.
     pub density: f64,
+}
+
+impl TrainerState {
+    pub(crate) fn guess(&self) -> OfLevels {
+        [self.guess, self.guesses.first().copied().unwrap_or(0.0)]
+    }
+
+    pub(crate) fn set_guess(&mut self, [first, fine]: OfLevels) {
+        (self.guess, self.guesses) = (first, vec![fine]);
+    }
 }
 
 impl Trainer {

@@ -55,8 +55,8 @@ impl Dictionary<'_> {
                 d_model: self.d_model,
                 packed: self.packed,
             };
-            let selection = select_batch(input, &one, Scope::Token, None, *guess);
-            *guess = selection.guess;
+            let selection = select_batch(input, &one, Scope::Token, None, [*guess, 0.0]);
+            *guess = selection.guess[0];
             let chosen = selection.pre_acts;
             self.add(&chosen, -1.0, &mut pursuit.residual);
             pursuit.steps.push(chosen);

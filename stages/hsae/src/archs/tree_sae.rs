@@ -175,8 +175,8 @@ impl Part {
             return self.named(none(input.n_rows()), input);
         }
         let budget = Budget::Shared { k: k as f64, fine: k as f64, n_coarse: 0 };
-        let selection = select_batch(self.encoder(input), &budget, Scope::Token, None, *guess);
-        *guess = selection.guess;
+        let selection = select_batch(self.encoder(input), &budget, Scope::Token, None, [*guess, 0.0]);
+        *guess = selection.guess[0];
         self.named(selection.pre_acts, input)
     }
 

@@ -84,6 +84,12 @@ impl EncoderInput<'_> {
         dot(x, w) + self.b_enc[latent]
     }
 
+    /// Its first latents.
+    pub(crate) fn first(self, n_latents: usize) -> Self {
+        let n_latents = n_latents.min(self.b_enc.len());
+        Self { w_enc: &self.w_enc[..n_latents * self.d_model], b_enc: &self.b_enc[..n_latents], ..self }
+    }
+
     /// Some of its tokens. Shapes: rows [n] → x_centered [n, d_model].
     pub(crate) fn gather(&self, tokens: &[u32]) -> Vec<f32> {
         let row = |&t: &u32| &self.x_centered[t as usize * self.d_model..(t as usize + 1) * self.d_model];

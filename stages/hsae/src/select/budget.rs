@@ -22,11 +22,49 @@ pub(crate) enum Scope {
     Batch,
 }
 
-/// What a budget keeps, and the lowest score kept: one per token, or one for the batch. −∞ where the budget was not used
-/// up, so that more candidates could change the choice.
+/// A score of all latents, and one of fine ones where the budget limits them apart. As bounds on what is looked at, the first
+/// is then that of coarse ones.
+pub(crate) type OfLevels = [f32; 2];
+
+/// What a budget keeps, and the lowest scores kept: one pair per token, or one for the batch. −∞ where the budget was not
+/// used up, so that more candidates could change the choice; ∞ where none could.
 pub(super) struct Chosen {
     pub(super) kept: SparseRows,
-    pub(super) lowest: Vec<f32>,
+    pub(super) lowest: Vec<OfLevels>,
+}
+
+impl Budget {
+    /// `n_coarse`, where fine latents have a limit of their own.
+    pub(super) fn levels(&self) -> Option<usize> {
+        match *self {
+            Self::Shared { k, fine, n_coarse } if fine < k => Some(n_coarse),
+            Self::PerLevel { n_coarse, .. } => Some(n_coarse),
+            _ => None,
+        }
+    }
+
+    /// Whether so many tokens together may use a latent of either level at all.
+    pub(super) fn allows(&self, n_tokens: usize) -> [bool; 2] {
+        let is_some = |k: f64| n_of(k, n_tokens as f64) > 0;
+        match *self {
+            Self::All => [true; 2],
+            Self::Shared { k, fine, .. } => [is_some(k), is_some(fine)],
+            Self::PerLevel { coarse, fine, .. } => [is_some(coarse), is_some(fine)],
+        }
+    }
+
+    /// The same, with at least one fine latent in so many tokens.
+    pub(super) fn allowing_fine(&self, n_tokens: usize) -> Self {
+        let mut budget = self.clone();
+        if let Self::Shared { fine, .. } | Self::PerLevel { fine, .. } = &mut budget {
+            *fine = fine.max(1.0 / n_tokens as f64);
+        }
+        budget
+    }
+}
+
+fn n_of(k: f64, n_tokens: f64) -> usize {
+    (k * n_tokens).round() as usize
 }
 
 /// The candidates that the budget keeps by score.
@@ -57,25 +95,32 @@ struct Choice {
 
 impl Choice {
     /// Applies the budget of `n_tokens` tokens to some candidates. Only positive scores are ever kept. Returns the lowest
-    /// score kept.
-    fn keep_best(&mut self, entries: Range<usize>, idx: &[u32], scores: &[f32], n_tokens: f64, budget: &Budget) -> f32 {
-        let n_of = |k: f64| (k * n_tokens).round() as usize;
+    /// scores kept.
+    fn keep_best(
+        &mut self,
+        entries: Range<usize>,
+        idx: &[u32],
+        scores: &[f32],
+        n_tokens: f64,
+        budget: &Budget,
+    ) -> OfLevels {
+        let n_of = |k: f64| n_of(k, n_tokens);
         let (idx, scores) = (&idx[entries.clone()], &scores[entries.clone()]);
         let (keep, scratch) = (&mut self.keep[entries], &mut self.scratch);
         keep.iter_mut().zip(scores).for_each(|(keep, &score)| *keep = score > 0.0);
         match *budget {
-            Budget::All => 0.0,
+            Budget::All => [0.0, f32::INFINITY],
             Budget::Shared { k, fine, n_coarse } => {
-                let mut lowest = f32::INFINITY;
+                let mut low_fine = f32::INFINITY;
                 if fine < k {
-                    lowest = drop_all_but_best(scores, n_of(fine), keep, scratch, |e| idx[e] as usize >= n_coarse);
+                    low_fine = drop_all_but_best(scores, n_of(fine), keep, scratch, |e| idx[e] as usize >= n_coarse);
                 }
-                lowest.min(drop_all_but_best(scores, n_of(k), keep, scratch, |_| true))
+                [drop_all_but_best(scores, n_of(k), keep, scratch, |_| true), low_fine]
             }
             Budget::PerLevel { coarse, fine, n_coarse } => {
                 let is_fine = |e: usize| idx[e] as usize >= n_coarse;
                 let low_fine = drop_all_but_best(scores, n_of(fine), keep, scratch, is_fine);
-                low_fine.min(drop_all_but_best(scores, n_of(coarse), keep, scratch, |e| !is_fine(e)))
+                [drop_all_but_best(scores, n_of(coarse), keep, scratch, |e| !is_fine(e)), low_fine]
             }
         }
     }

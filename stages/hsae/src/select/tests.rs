@@ -15,7 +15,7 @@ fn select(x: &[f32], n: usize, budget: &Budget, scope: Scope, gate: Option<Gate>
     let (w_enc, b_enc) = (identity(n), vec![0.0; n]);
     let packed = PackedEncoder::pack(Path::detect(), &w_enc, n);
     let input = EncoderInput { x_centered: x, w_enc: &w_enc, b_enc: &b_enc, d_model: n, packed: &packed };
-    select_batch(input, budget, scope, gate, guess)
+    select_batch(input, budget, scope, gate, [guess; 2])
 }
 
 fn naive_topk(x: &[f32], n: usize, k: usize) -> Vec<Vec<u32>> {
@@ -82,6 +82,37 @@ fn the_fine_share_is_capped_while_it_ramps() {
 }
 
 #[test]
+fn latents_beyond_a_capped_budget_are_not_computed() {
+    // Every fine latent scores higher than any coarse one, and hardly one may be used.
+    let (n, n_coarse, n_rows) = (96, 16, 200);
+    let mut x = made_up(n_rows, n);
+    x.chunks_mut(n).flat_map(|row| &mut row[n_coarse..]).for_each(|value| *value += 10.0);
+    let (w_enc, b_enc) = (identity(n), vec![0.0; n]);
+    let packed = PackedEncoder::pack(Path::F32, &w_enc, n);
+    let input = EncoderInput { x_centered: &x, w_enc: &w_enc, b_enc: &b_enc, d_model: n, packed: &packed };
+    for budget in [
+        Budget::Shared { k: 3.0, fine: 0.0, n_coarse },
+        Budget::Shared { k: 3.0, fine: 0.5, n_coarse },
+        Budget::PerLevel { coarse: 3.0, fine: 0.5, n_coarse },
+    ] {
+        let guess = select_batch(input, &budget, Scope::Batch, None, [0.0; 2]).guess;
+        let before = packed.n_settled();
+        let found = select_batch(input, &budget, Scope::Batch, None, guess).pre_acts;
+        let n_computed = packed.n_settled() - before;
+        assert!(8 * n_computed <= x.len() as u64, "{budget:?}: {n_computed} computed, {} kept", found.nnz());
+    }
+    // Nor are they token by token, nor much else where a sample has to say where to look.
+    let packed = PackedEncoder::pack(Path::F32, &w_enc, n);
+    let input = EncoderInput { packed: &packed, ..input };
+    for budget in [Budget::Shared { k: 3.0, fine: 0.0, n_coarse }, Budget::Shared { k: 9.0, fine: 8.0, n_coarse }] {
+        let before = packed.n_settled();
+        select_batch(input, &budget, Scope::Token, None, [0.0; 2]);
+        let n_computed = packed.n_settled() - before;
+        assert!(2 * n_computed <= x.len() as u64, "{budget:?}: {n_computed} computed");
+    }
+}
+
+#[test]
 fn a_silent_parent_costs_its_child_the_gate_and_no_value() {
     // Latent 1 is the child of 0. In the first token the parent is silent, in the second it fires.
     let x = [0.0, 1.0, 0.9, 0.0, /* */ 5.0, 1.0, 0.9, 0.0];
@@ -137,14 +168,23 @@ fn every_input_gets_what_the_definition_gives_whatever_the_guess() {
             }
             for k in [1.0, 4.0, 2000.0] {
                 let one = Budget::Shared { k, fine: k, n_coarse: 0 };
-                for budget in [one, Budget::PerLevel { coarse: k, fine: 2.0, n_coarse: 200 }] {
-                    for (scope, strength) in [(Scope::Token, 0.0), (Scope::Token, 0.3), (Scope::Batch, 0.3)] {
+                // Of 70 tokens these may use no fine latent, one (of which a sample of 64 has none), one and some.
+                let capped = |fine: f64| Budget::Shared { k, fine, n_coarse: 50 };
+                let per_level = Budget::PerLevel { coarse: k, fine: 2.0, n_coarse: 200 };
+                let without_coarse = Budget::PerLevel { coarse: 0.0, fine: k, n_coarse: 200 };
+                let one_level = Budget::Shared { k, fine: 0.3, n_coarse: d_sae };
+                let budgets = [one, per_level, capped(0.0), capped(0.0075), capped(0.01), capped(0.3)];
+                for budget in budgets.into_iter().chain([without_coarse, one_level]) {
+                    for (scope, strength) in
+                        [(Scope::Token, 0.0), (Scope::Token, 0.3), (Scope::Batch, 0.0), (Scope::Batch, 0.3)]
+                    {
                         let gate = (strength > 0.0).then_some(Gate { parent: &parent, strength });
-                        let expected = select_from(&all, &budget, scope, gate).selection(0.0);
-                        for guess in [0.0, 0.5, 1e20] {
+                        let expected = select_from(&all, &budget, scope, gate).selection([0.0; 2]);
+                        for guess in [[0.0; 2], [0.5; 2], [1e20; 2], [0.3, 1.2], [1.2, 0.3], [1e20, 0.0]] {
                             let found = select_batch(input, &budget, scope, gate, guess);
-                            let what = format!("{what} {path:?} {budget:?} {scope:?} {strength} from {guess}");
+                            let what = format!("{what} {path:?} {budget:?} {scope:?} {strength} from {guess:?}");
                             assert!(found.pre_acts == expected.pre_acts && found.ungated == expected.ungated, "{what}");
+                            assert_eq!(found.threshold.to_bits(), expected.threshold.to_bits(), "{what}");
                         }
                     }
                 }

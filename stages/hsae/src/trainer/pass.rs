@@ -86,7 +86,7 @@ impl Trainer {
         };
         self.timing.gradients_s += start.elapsed().as_secs_f64();
         if let Some(selection) = &selection {
-            self.state.guess = selection.guess;
+            self.state.set_guess(selection.guess);
         }
         self.count_dead(phase, &firing, n_rows);
         found.losses.l1 += pre_act;
@@ -173,7 +173,7 @@ impl Trainer {
     fn select_all(&self, x: &[f32], phase: &Phase, gate: Option<Gate>) -> Selection {
         let input = self.encoder(x);
         if self.config.select() != Select::Jumprelu {
-            return select_batch(input, &phase.budget, phase.scope, gate, self.state.guess);
+            return select_batch(input, &phase.budget, phase.scope, gate, self.state.guess());
         }
         // The window below a threshold is listed too, for its gradient.
         let half = self.config.jumprelu.bandwidth as f32 / 2.0;

@@ -21,13 +21,13 @@ impl Trainer {
         let active_above = config.active_above as f32;
 
         let start = Instant::now();
-        let mut guesses = [self.state.guess, self.state.guesses.first().copied().unwrap_or(0.0)];
+        let mut guesses = self.state.guess();
         let parents = family.parents();
         let (input, gate) = (self.encoder(x), HardGate { parent: &parents, n_coarse, active_above });
         let levels = Levels { input, gate, parts: &Parts::new(&input, gate) };
         let coarse = self.config.k_coarse().unwrap_or(self.config.k);
         let pre_acts = levels.active(Keep::Largest { coarse, fine: self.config.k - coarse }, &mut guesses);
-        (self.state.guess, self.state.guesses) = (guesses[0], vec![guesses[1]]);
+        self.state.set_guess(guesses);
         self.timing.select_s += start.elapsed().as_secs_f64();
 
         let start = Instant::now();

@@ -51,7 +51,7 @@ impl Trainer {
             let pre_acts = engine.firing_lists(&pass)?;
             let counting = Instant::now();
             let columns = pre_acts.columns();
-            let selection = Selection { pre_acts, ungated: None, threshold: 0.0, guess: 0.0 };
+            let selection = Selection { pre_acts, ungated: None, threshold: 0.0, guess: [0.0; 2] };
             self.observe(&phase, &selection, &columns);
             in_tree = counting.elapsed();
         }
