@@ -186,9 +186,9 @@ fn add_batch(
     let d_model = model.config().d_model;
     let mut hidden = Vec::with_capacity(interventions.len());
     for intervention in interventions {
-        let replaced = intervention.replace.as_ref().map(|replace| replace(activations)).transpose()?;
-        let replaced = replaced.map(|replaced| keep_sinks(replaced, activations, length, d_model, contexts.norm_limit));
-        hidden.push(model.resume(&paused, replaced.as_deref())?); // [n · length, d_model]
+        let replace = intervention.replace.as_ref();
+        let replaced = replace.map(|replace| replace_rows(replace, activations, length, d_model, contexts.norm_limit));
+        hidden.push(model.resume(&paused, replaced.transpose()?.as_deref())?); // [n · length, d_model]
     }
     for start in (0..n * length).step_by(LOGIT_ROWS) {
         let n_rows = LOGIT_ROWS.min(n * length - start);
@@ -228,15 +228,31 @@ fn add_batch(
     Ok(())
 }
 
-/// The replacement, but for the first position of each context and those beyond the norm. Shapes: [n · length, d_model].
-fn keep_sinks(mut replaced: Vec<f32>, activations: &[f32], length: usize, d_model: usize, norm_limit: f32) -> Vec<f32> {
-    let rows = replaced.chunks_exact_mut(d_model).zip(activations.chunks_exact(d_model));
-    for (i, (replaced, own)) in rows.enumerate() {
-        if i % length == 0 || norm(own) > norm_limit {
-            replaced.copy_from_slice(own);
-        }
+/// The activations with all rows replaced but for the first position of each context and those beyond the norm. `replace` is
+/// not shown these: nearly every latent fires on a sink, and to refine one such row takes longer than all others together.
+/// Shapes: [n · length, d_model].
+fn replace_rows(
+    replace: &Replace,
+    activations: &[f32],
+    length: usize,
+    d_model: usize,
+    norm_limit: f32,
+) -> Result<Vec<f32>> {
+    let is_replaced = |(i, own): (usize, &[f32])| i % length != 0 && norm(own) <= norm_limit;
+    let rows = || activations.chunks_exact(d_model);
+    let places: Vec<usize> = rows().enumerate().filter(|&row| is_replaced(row)).map(|(i, _)| i).collect();
+    let of_place = |i: usize| i * d_model..(i + 1) * d_model;
+    if places.is_empty() {
+        return Ok(activations.to_vec());
     }
-    replaced
+    let own: Vec<f32> = places.iter().flat_map(|&i| &activations[of_place(i)]).copied().collect();
+    let new = replace(&own)?;
+    ensure!(new.len() == own.len(), "a replacement of {} values for {}", new.len(), own.len());
+    let mut replaced = activations.to_vec();
+    for (&i, row) in places.iter().zip(new.chunks_exact(d_model)) {
+        replaced[of_place(i)].copy_from_slice(row);
+    }
+    Ok(replaced)
 }
 
 fn summarise(interventions: &[Intervention], losses: &[Vec<Loss>], resamples: &Resamples) -> Result<Vec<SpliceScore>> {
@@ -282,6 +298,8 @@ fn summarise(interventions: &[Intervention], losses: &[Vec<Loss>], resamples: &R
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
     /// Its tokens count up from 100 · `number`.
@@ -321,10 +339,21 @@ mod tests {
     }
 
     #[test]
-    fn attention_sinks_keep_their_own_activation() {
+    fn attention_sinks_keep_their_own_activation_and_are_not_shown() {
         let own: Vec<f32> = (0..12).map(|i| i as f32).collect();
-        let kept = keep_sinks(vec![-1.0; 12], &own, 3, 2, 13.0);
-        assert_eq!(kept, [0.0, 1.0, -1.0, -1.0, -1.0, -1.0, 6.0, 7.0, -1.0, -1.0, 10.0, 11.0]);
+        let seen = RefCell::new(Vec::new());
+        let replace: Replace = Box::new(|rows: &[f32]| {
+            seen.borrow_mut().extend_from_slice(rows);
+            Ok(rows.iter().map(|value| -value).collect())
+        });
+        let replaced = replace_rows(&replace, &own, 3, 2, 13.0).unwrap();
+        assert_eq!(replaced, [0.0, 1.0, -2.0, -3.0, -4.0, -5.0, 6.0, 7.0, -8.0, -9.0, 10.0, 11.0]);
+        drop(replace);
+        assert_eq!(seen.into_inner(), [2.0, 3.0, 4.0, 5.0, 8.0, 9.0]);
+        // Where nothing may be replaced, nobody is asked.
+        let failing: Replace = Box::new(|_: &[f32]| anyhow::bail!("no"));
+        assert!(replace_rows(&failing, &own, 3, 2, 13.0).is_err());
+        assert_eq!(replace_rows(&failing, &own, 3, 2, 0.5).unwrap(), own);
     }
 
     #[test]
