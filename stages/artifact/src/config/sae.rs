@@ -61,7 +61,8 @@ pub struct Sae {
     /// Strength of the prior threshold, θ_j = t − κ·logit(q_j). Unset: noise variance over mean magnitude. 0: none. This key
     /// and `refine_sweeps` act after training: where they change, a finished SAE keeps its weights.
     pub prior_kappa: Option<f64>,
-    /// Sweeps of the refined modes, in which latents are judged by what the others leave of a token; 0: no such modes.
+    /// Sweeps of the refined modes, in which latents are judged by what the others leave of a token: 2 are enough; they
+    /// take as long to measure as all other modes together. 0: no such modes.
     pub refine_sweeps: usize,
     /// Unset: the pipeline's seed, or each of `train.seeds`.
     pub seed: Option<u64>,
@@ -386,7 +387,7 @@ impl Default for Sae {
             curriculum: None,
             aux_k: AuxK::default(),
             prior_kappa: None,
-            refine_sweeps: 2,
+            refine_sweeps: 0,
             seed: None,
             lr: None,
             adam_beta1: None,

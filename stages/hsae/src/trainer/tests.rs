@@ -36,7 +36,7 @@ fn train() -> Train {
 fn config(arch: Arch) -> Sae {
     let n_coarse = if matches!(arch, Arch::Matryoshka | Arch::TreeSae | Arch::Hiersae) { 5 } else { 0 };
     let tree = (arch == Arch::Hiersae).then(|| Tree { update_every: 5, ..Tree::default() });
-    Sae { name: "test".into(), arch, n_coarse, n_fine: 12 - n_coarse, k: 2, tree, ..Sae::default() }
+    Sae { name: "test".into(), arch, n_coarse, n_fine: 12 - n_coarse, k: 2, tree, refine_sweeps: 2, ..Sae::default() }
 }
 
 fn run(trainer: &mut Trainer, until: u64) -> Vec<CurveRow> {
