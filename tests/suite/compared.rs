@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use artifact::digest;
+use artifact::tables::{SpliceScore, write_rows};
 use pipeline_tests::{Run, program, repository, stderr};
 use serde_json::Value;
 
@@ -24,6 +26,38 @@ fn results(report: &Path) -> Value {
 fn report(config: &Path, folder: &Path) -> std::process::Output {
     let mut command = Command::new(program("report"));
     command.arg("--config").arg(config).arg("--run").arg(folder).output().unwrap()
+}
+
+/// Gives a run cross-entropies as if there had been a language model, the same for each of its SAEs.
+fn splice(run: &Path, seed: u64, ce_recovered: f64) {
+    let saes = ["batchtopk", "hiersae"].map(|name| [0, 1, 2].map(|seed| (format!("{name}-s{seed}"), seed)));
+    let score = |(sae, seed): (String, u64)| SpliceScore {
+        sae,
+        seed,
+        view: "flat".into(),
+        threshold: "native".into(),
+        intervention: "reconstruction".into(),
+        cross_entropy: 3.0,
+        kl: 0.1,
+        ce_recovered,
+        ci_low: ce_recovered,
+        ci_high: ce_recovered,
+        n_tokens: 100,
+    };
+    let scores: Vec<_> = saes.into_iter().flatten().map(score).collect();
+    let mut bytes = Vec::new();
+    write_rows(&mut bytes, &scores).unwrap();
+    std::fs::write(run.join("probe/splice.parquet"), &bytes).unwrap();
+    let manifest = run.join("probe/manifest.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    json["key"]["seed"] = seed.into();
+    let outputs = json["outputs"].as_array_mut().unwrap();
+    let output = outputs.iter_mut().find(|output| output["path"] == "splice.parquet").unwrap();
+    output["sha256"] = digest::of_bytes(&bytes).into();
+    output["bytes"] = bytes.len().into();
+    output["rows"] = scores.len().into();
+    json["digest"] = digest::of_bytes(json.to_string().as_bytes()).into();
+    std::fs::write(&manifest, json.to_string()).unwrap();
 }
 
 #[test]
@@ -99,9 +133,38 @@ fn families_are_compared_over_seeds_within_a_run_and_between_runs() {
     let trained = second.join("train/batchtopk-s0/manifest.json");
     let manifest: Value = serde_json::from_slice(&std::fs::read(&trained).unwrap()).unwrap();
     let digest = manifest["digest"].as_str().unwrap();
-    let other = std::fs::read_to_string(&trained).unwrap().replace(digest, &digest.chars().rev().collect::<String>());
-    std::fs::write(&trained, other).unwrap();
+    let with_other_digest = |manifest: &Path| {
+        let other: String = digest.chars().rev().collect();
+        std::fs::write(manifest, std::fs::read_to_string(manifest).unwrap().replace(digest, &other)).unwrap();
+    };
     let page = || std::fs::read_to_string(run.home().join("report/report.md")).unwrap();
+    // Nor one whose SAEs have been spliced into a model before they were trained anew; nothing is, without a model.
+    let probed = second.join("probe/manifest.json");
+    with_other_digest(&probed);
+    assert!(report(&both, run.home()).status.success() && !page().contains("Not made yet"), "{}", page());
+    splice(&second, 0, 0.75);
+    assert!(report(&both, run.home()).status.success() && page().contains("**Not made yet: second.**"), "{}", page());
+    // Cross-entropies are compared where the contexts are the same.
+    std::fs::copy(first.join("probe/manifest.json"), &probed).unwrap();
+    splice(&first, 0, 0.5);
+    for (seed, n_compared) in [(0, 2), (1, 1)] {
+        splice(&second, seed, 0.75);
+        assert!(report(&both, run.home()).status.success() && !page().contains("Not made yet"), "{}", page());
+        let groups = results(&run.home().join("report"))["comparison"]["groups"].clone();
+        let is_flat_batchtopk = |group: &&Value| {
+            group["family"].as_str().unwrap().ends_with("/batchtopk")
+                && (group["view"] == "flat" && group["threshold"] == "native")
+        };
+        let figures = |group: &Value| group["figures"].as_array().unwrap().clone();
+        let of_batchtopk = groups.as_array().unwrap().iter().filter(is_flat_batchtopk).flat_map(figures);
+        let found: Vec<_> = of_batchtopk
+            .filter(|figure| figure["metric"] == "ce_recovered")
+            .map(|figure| figure["mean"].clone())
+            .collect();
+        assert_eq!(found, &[0.5, 0.75][..n_compared]);
+        assert_eq!(page().contains("cross-entropies of second"), n_compared == 1, "{}", page());
+    }
+    with_other_digest(&trained);
     assert!(report(&both, run.home()).status.success() && page().contains("**Not made yet: second.**"), "{}", page());
     std::fs::write(&both, &text).unwrap();
     let message = stderr(&report(&both, run.home()));

@@ -40,6 +40,8 @@ struct Beside {
     train: Input,
     saes: Vec<PublishedSae>,
     recover: Input,
+    /// Where SAEs have been spliced into a model.
+    probe: Option<Input>,
 }
 
 /// `train/NAME`, and what `train/saes.json` says beside it.
@@ -125,6 +127,7 @@ impl Folders {
             all.push(&beside.train);
             all.extend(beside.saes.iter().map(|sae| &sae.input));
             all.push(&beside.recover);
+            all.extend(&beside.probe);
         }
         all
     }
@@ -141,14 +144,15 @@ impl Beside {
         let train = open("train")?;
         let saes = published(&train, open)?;
         let recover = open("recover")?;
-        let stale = stale(&saes, &recover, folder)?;
+        let probe = if is_published(folder, "probe") { Some(open("probe")?).filter(has_splices) } else { None };
+        let stale = stale(&saes, &recover, probe.as_ref(), folder)?;
         ensure!(
             stale.is_none(),
-            "report.beside: {}: its figures are of another {}, which has been trained since; run `make recover` there",
+            "report.beside: {}: its figures are of another {}, which has been trained since; run `make recover probe` there",
             folder.display(),
             stale.unwrap_or_default()
         );
-        Ok(Self { run, train, saes, recover })
+        Ok(Self { run, train, saes, recover, probe })
     }
 }
 
@@ -195,37 +199,30 @@ impl Run {
                 run: None,
                 data: harvest_of(&own.recover),
                 saes: own.saes.iter().map(PublishedSae::contestant).collect::<Result<_>>()?,
-                metrics: [self.metrics.clone(), trees::compared(&self.trees)?, self.spliced()].concat(),
+                metrics: [self.metrics.clone(), trees::compared(&self.trees)?, spliced(&self.splices)].concat(),
+                is_spliced_elsewhere: false,
             })
         });
+        let mut contexts = folders.own.iter().map(|own| &own.probe).find(|probe| has_splices(probe)).map(contexts_of);
         let beside = folders.beside.iter().map(|beside| {
             let metrics: Vec<Metric> = read_rows(&beside.recover.file("recovery.parquet")?)?;
             let trees = json::<Summary>(&beside.recover, "summary.json")?.trees;
+            let (mut splices, mut is_spliced_elsewhere) = (Vec::new(), false);
+            if let Some(probe) = &beside.probe {
+                is_spliced_elsewhere = *contexts.get_or_insert_with(|| contexts_of(probe)) != contexts_of(probe);
+                if !is_spliced_elsewhere {
+                    splices = read_rows(&probe.file("splice.parquet")?)?;
+                }
+            }
             Ok(Contender {
                 run: Some(beside.run.clone()),
                 data: harvest_of(&beside.recover),
                 saes: beside.saes.iter().map(PublishedSae::contestant).collect::<Result<_>>()?,
-                metrics: [metrics, trees::compared(&trees)?].concat(),
+                metrics: [metrics, trees::compared(&trees)?, spliced(&splices)].concat(),
+                is_spliced_elsewhere,
             })
         });
         own.chain(beside).collect()
-    }
-
-    /// What reconstructions cost the model, as far as families are compared by it.
-    fn spliced(&self) -> Vec<Metric> {
-        let reconstructions = self.splices.iter().filter(|score| score.intervention == "reconstruction");
-        let metric = |score: &SpliceScore| Metric {
-            sae: score.sae.clone(),
-            seed: score.seed,
-            view: score.view.clone(),
-            threshold: score.threshold.clone(),
-            metric: "ce_recovered".into(),
-            level: "all".into(),
-            value: score.ce_recovered,
-            ci_low: Some(score.ci_low),
-            ci_high: Some(score.ci_high),
-        };
-        reconstructions.map(metric).collect()
     }
 
     /// The first SAE of each family.
@@ -241,16 +238,47 @@ impl Run {
     }
 }
 
+/// Without a language model the table is there, and empty.
+fn has_splices(probe: &Input) -> bool {
+    probe.manifest.outputs.iter().any(|output| output.path == "splice.parquet" && output.rows.is_some_and(|n| n > 0))
+}
+
+/// What decides which of a harvest's contexts SAEs are spliced into.
+fn contexts_of(probe: &Input) -> (Value, u64) {
+    let key = &probe.manifest.key;
+    (key.config["probe"]["splice"].clone(), key.seed)
+}
+
+/// What reconstructions cost the model, as far as families are compared by it.
+fn spliced(scores: &[SpliceScore]) -> Vec<Metric> {
+    let metric = |score: &SpliceScore| Metric {
+        sae: score.sae.clone(),
+        seed: score.seed,
+        view: score.view.clone(),
+        threshold: score.threshold.clone(),
+        metric: "ce_recovered".into(),
+        level: "all".into(),
+        value: score.ce_recovered,
+        ci_low: Some(score.ci_low),
+        ci_high: Some(score.ci_high),
+    };
+    scores.iter().filter(|score| score.intervention == "reconstruction").map(metric).collect()
+}
+
 /// What tells a run from others beside it.
 pub(crate) fn name_of(run: &Path) -> String {
     run.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn is_published(run: &Path, folder: &str) -> bool {
+    run.join(folder).join(MANIFEST).exists()
 }
 
 /// Whether everything has been published that a comparison reads, and is of one making.
 ///
 /// Errors: what has been published is damaged.
 fn is_finished(run: &Path) -> Result<bool> {
-    let has = |folder: &str| run.join(folder).join(MANIFEST).exists();
+    let has = |folder: &str| is_published(run, folder);
     if !has("train") || !has("recover") {
         return Ok(false);
     }
@@ -260,7 +288,8 @@ fn is_finished(run: &Path) -> Result<bool> {
         return Ok(false);
     }
     let saes = published(&train, |folder| Input::open(run, folder))?;
-    Ok(stale(&saes, &Input::open(run, "recover")?, run)?.is_none())
+    let probe = if has("probe") { Some(Input::open(run, "probe")?).filter(has_splices) } else { None };
+    Ok(stale(&saes, &Input::open(run, "recover")?, probe.as_ref(), run)?.is_none())
 }
 
 /// `train/NAME` → `recover/NAME`.
@@ -269,13 +298,15 @@ fn measured_in(folder: &str) -> String {
 }
 
 /// The first SAE whose figures are those of an earlier training, or of an earlier measurement.
-fn stale(saes: &[PublishedSae], recover: &Input, run: &Path) -> Result<Option<String>> {
+fn stale(saes: &[PublishedSae], recover: &Input, probe: Option<&Input>, run: &Path) -> Result<Option<String>> {
     for PublishedSae { input, .. } in saes {
         let folder = &input.name[input.name.find("train/").unwrap_or(0)..];
         let measured = Input::open(run, &measured_in(folder)).context("report.beside")?;
         let is_of_it = measured.manifest.key.inputs.get(folder) == Some(&input.manifest.digest);
         let is_told = recover.manifest.key.inputs.get(&measured.name) == Some(&measured.manifest.digest);
-        if !is_of_it || !is_told {
+        let is_spliced =
+            probe.is_none_or(|probe| probe.manifest.key.inputs.get(folder) == Some(&input.manifest.digest));
+        if !is_of_it || !is_told || !is_spliced {
             return Ok(Some(folder.to_owned()));
         }
     }
@@ -349,4 +380,31 @@ fn json<T: DeserializeOwned>(input: &Input, path: &str) -> Result<T> {
     let path = input.file(path)?;
     let text = std::fs::read_to_string(&path).with_context(|| format!("{}: cannot read", path.display()))?;
     serde_json::from_str(&text).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_splice_the_reconstruction_is_compared() {
+        let score = |sae: &str, intervention: &str, ce_recovered: f64| SpliceScore {
+            sae: sae.into(),
+            seed: 1,
+            view: "flat".into(),
+            threshold: "prior".into(),
+            intervention: intervention.into(),
+            cross_entropy: 3.0,
+            kl: 0.1,
+            ce_recovered,
+            ci_low: 0.8,
+            ci_high: 0.95,
+            n_tokens: 100,
+        };
+        let scores = [score("", "clean", 1.0), score("a", "reconstruction", 0.9), score("a", "zero", 0.0)];
+        let metrics = spliced(&scores);
+        let found: Vec<_> = metrics.iter().map(|row| (row.sae.as_str(), row.metric.as_str(), row.value)).collect();
+        assert_eq!(found, [("a", "ce_recovered", 0.9)]);
+        assert_eq!((metrics[0].ci_low, metrics[0].ci_high), (Some(0.8), Some(0.95)));
+    }
 }

@@ -22,7 +22,7 @@ use serde_json::json;
 use inputs::{Folders, Run};
 
 /// Rises when the report says something else about the same artifacts.
-const RECIPE: u32 = 6;
+const RECIPE: u32 = 7;
 
 fn main() -> ExitCode {
     main_of("report", "Compares the SAEs of a run: tables, figures with intervals, pictures", run)
@@ -36,13 +36,20 @@ fn run(stage: &Stage) -> Result<()> {
     let run = Run::read(&stage.pipeline, &folders)?;
     let figures = figures::collect(&run)?;
     let reference = run.pipeline.report.reference.as_deref();
-    let comparison = comparison::compare(&run.contenders(&folders)?, reference, run.missing.is_empty())?;
+    let contenders = run.contenders(&folders)?;
+    let comparison = comparison::compare(&contenders, reference, run.missing.is_empty())?;
     let mut gaps = if run.saes.is_empty() { Vec::new() } else { gaps::find(&run, &figures) };
     let mut plots = plots::draw(&run, &figures)?;
     if !run.missing.is_empty() {
         let missing = run.missing.join(", ");
         stage.log.line(format!("left out, since there is no finished run in them: {missing}"));
         gaps.push(format!("the runs {missing}, which were to stand beside the others: they have not been made yet"));
+    }
+    for contender in contenders.iter().filter(|contender| contender.is_spliced_elsewhere) {
+        gaps.push(format!(
+            "cross-entropies of {}: its SAEs were spliced into other contexts, by its `probe.splice` or its seed",
+            contender.run.as_deref().unwrap_or_default()
+        ));
     }
     if let Some(comparison) = &comparison {
         gaps.extend(comparison.gaps(reference));

@@ -135,9 +135,33 @@ pub(crate) fn independence() -> Vec<Column> {
 
 /// Edge F1 of other trees over the same latents; [`planted_tree`] has that of the SAE's first tree.
 pub(crate) fn other_planted_trees() -> Vec<Column> {
-    let column = |&(tree, title): &(&str, &str)| {
-        Column::of(&format!("edge_f1_{tree}"), &format!("{title} edge F1"), Neither, Plain)
-    };
+    of_trees("edge_f1", "edge F1")
+}
+
+/// The SAE's first tree against WordNet's hypernyms, then what its latents detect.
+pub(crate) fn wordnet() -> Vec<Column> {
+    vec![
+        Column::of("wordnet_hierarchy", "parent above", Higher, Plain),
+        Column::of("wordnet_hierarchy_n", "of edges", Neither, Count),
+        Column::of("wordnet_same_class", "same class", Neither, Plain),
+        Column::of("wordnet_reversed", "parent below", Neither, Plain),
+        Column::of("wordnet_parent_detects", "parent detects", Neither, Plain),
+        Column::of("wordnet_ancestor_kappa", "κ of parent", Higher, Plain),
+        Column::of("wordnet_ancestor_gain", "less child's", Higher, Plain),
+        Column::of("wordnet_detectors", "detectors", Neither, Percent),
+        Column::of("wordnet_detected_classes", "classes detected", Higher, Count),
+        Column::of("wordnet_classes", "of classes", Neither, Count),
+    ]
+}
+
+/// Of other trees over the same latents, how many parents stand above in WordNet.
+pub(crate) fn other_wordnet_trees() -> Vec<Column> {
+    of_trees("wordnet_hierarchy", "parent above")
+}
+
+fn of_trees(metric: &str, title: &str) -> Vec<Column> {
+    let column =
+        |&(tree, of): &(&str, &str)| Column::of(&format!("{metric}_{tree}"), &format!("{of} {title}"), Neither, Plain);
     TREES.iter().map(column).collect()
 }
 
@@ -145,7 +169,9 @@ pub(crate) fn other_planted_trees() -> Vec<Column> {
 pub(crate) fn found_tree() -> Vec<Column> {
     vec![
         Column::of("tree_mi_over_nested_own", "I / I_nested, own", Higher, Plain),
+        Column::of("tree_n_measured_own", "over edges", Neither, Count),
         Column::of("tree_mi_over_nested_posthoc", "I / I_nested, post-hoc", Higher, Plain),
+        Column::of("tree_n_measured_posthoc", "over edges", Neither, Count),
         Column::of("wordnet_hierarchy_own", "WordNet, own", Higher, Plain),
         Column::of("wordnet_hierarchy_posthoc", "WordNet, post-hoc", Higher, Plain),
         Column::of("wordnet_hierarchy_n", "of edges", Neither, Count),

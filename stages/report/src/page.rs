@@ -13,6 +13,9 @@ use crate::markdown::{self, Table};
 use crate::measures::{self, Better, Column, Format, TREE, TREES};
 use crate::plots::Plot;
 
+const REFINED: &str = "*Refined* thresholds judge each latent by what the others leave of a token, so that such an SAE is no \
+                       longer one pass of a linear encoder: compare refined rows with refined rows.";
+
 struct Page<'a> {
     run: &'a Run,
     figures: &'a Figures,
@@ -28,7 +31,7 @@ pub(crate) fn render(
 ) -> String {
     let mut page = Page { run, figures, out: String::new() };
     if run.saes.is_empty() {
-        page.introduction_to_runs();
+        page.introduction_to_runs(comparison);
     } else {
         page.introduction();
     }
@@ -39,6 +42,7 @@ pub(crate) fn render(
         page.reconstruction(plots);
         page.probes();
         page.trees();
+        page.wordnet();
         page.planted();
         page.training(plots);
         page.others();
@@ -86,16 +90,18 @@ impl Page<'_> {
         self.line(table.render());
         self.line(
             "Everything below is measured on held-out documents. *Native* thresholds are what training ended with; \
-             *prior* ones add each latent's firing rate and are refitted to the wanted L0; *refined* ones judge each latent \
-             by what the others leave of a token, so that such an SAE is no longer one pass of a linear encoder. *Gated* \
-             means that the tree's gate takes part; without it an SAE is read flat, as any other. Brackets hold 95 % intervals, ↑ and ↓ say \
+             *prior* ones add each latent's firing rate and are refitted to the wanted L0. *Gated* means that the tree's \
+             gate takes part; without it an SAE is read flat, as any other. Brackets hold 95 % intervals, ↑ and ↓ say \
              which way is better, **bold** is the best of its column. † marks an L0 more than 5 % from the wanted one: \
              such a row competes only with its like.",
         );
+        if self.figures.modes.iter().any(|mode| mode.threshold == "refined") {
+            self.line(REFINED);
+        }
     }
 
     /// Of a report that has no SAEs of its own.
-    fn introduction_to_runs(&mut self) {
+    fn introduction_to_runs(&mut self, comparison: Option<&Comparison>) {
         self.line(format!("# {}", self.run.pipeline.report.title));
         let names = self.run.pipeline.report.beside.iter().map(|run| inputs::name_of(run));
         let names: Vec<_> = names.filter(|name| !self.run.missing.contains(name)).collect();
@@ -110,10 +116,14 @@ impl Page<'_> {
         self.line(text);
         self.line(
             "Everything is measured on held-out documents. *Native* thresholds are what training ended with; *prior* ones add \
-             each latent's firing rate and are refitted to the wanted L0; *refined* ones judge each latent by what the others \
-             leave of a token. *Gated* means that the tree's gate takes part; \
+             each latent's firing rate and are refitted to the wanted L0. *Gated* means that the tree's gate takes part; \
              without it an SAE is read flat, as any other. ↑ and ↓ say which way is better, **bold** is the best of its column.",
         );
+        if comparison
+            .is_some_and(|comparison| comparison.settings().iter().any(|(_, threshold)| threshold == "refined"))
+        {
+            self.line(REFINED);
+        }
     }
 
     fn reconstruction(&mut self, plots: &[Plot]) {
@@ -267,6 +277,26 @@ impl Page<'_> {
         self.by_threshold(&TREES.iter().flat_map(counts).collect::<Vec<_>>());
     }
 
+    fn wordnet(&mut self) {
+        let tree = measures::wordnet();
+        if !self.has_any(&tree) {
+            return;
+        }
+        self.line("## Trees against WordNet");
+        self.line(
+            "*Parent above* is the share of edges whose parent detects a class of glosses that WordNet puts above the one \
+             that its child detects, *of edges* whose child detects a class with another above it; a parent that detects \
+             nothing is a miss. Edges are those of the SAE's own tree, or of the post-hoc one where it has none. *Same class* \
+             and *parent below* are the shares whose parent detects the child's own class, and one below it. *κ of parent* \
+             is how well it tells a class above its child's, *less child's* the same without what its child gets: above 0 \
+             the parent is the better detector. *Detectors* is the share of all latents that detect a class. As \
+             everywhere, compare trees by the flat rows.",
+        );
+        self.tables(&tree, &|mode| mode.view == "flat");
+        self.line("The same share of other trees over the same latents, each over edges of its own:");
+        self.by_threshold(&measures::other_wordnet_trees());
+    }
+
     fn planted(&mut self) {
         let (features, tree, absorption) = (measures::features(), measures::planted_tree(), measures::absorption());
         if self.has_any(&features) {
@@ -325,6 +355,8 @@ impl Page<'_> {
             measures::features(),
             measures::planted_tree(),
             measures::other_planted_trees(),
+            measures::wordnet(),
+            measures::other_wordnet_trees(),
             measures::absorption(),
             measures::independence(),
         ];

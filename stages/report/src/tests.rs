@@ -246,6 +246,29 @@ fn trees_stand_beside_each_other() {
 }
 
 #[test]
+fn trees_against_wordnet_have_a_section() {
+    let mut run = run();
+    assert!(!page_of(&run).contains("## Trees against WordNet"));
+    for (name, value) in [
+        ("wordnet_hierarchy", 0.123),
+        ("wordnet_hierarchy_n", 345.0),
+        ("wordnet_same_class", 0.25),
+        ("wordnet_hierarchy_cosine", 0.045),
+        ("wordnet_hierarchy_n_cosine", 99.0),
+    ] {
+        run.metrics.push(metric(MODES[2], name, "all", value));
+    }
+    let page = page_of(&run);
+    let from = |title: &str| &page[page.find(title).unwrap_or_else(|| panic!("{title}\n{page}"))..];
+    let section = from("## Trees against WordNet");
+    let section = &section[..section[3..].find("\n## ").unwrap()];
+    for part in ["| parent above ↑ ", "| of edges ", "| 0.123", "| 345", "| cosine parent above", "| 0.045"] {
+        assert!(section.contains(part), "{part}\n{section}");
+    }
+    assert!(!from("## Other measures").contains("wordnet"), "{page}");
+}
+
+#[test]
 fn gated_trees_are_shown_and_never_bold() {
     let mut run = run();
     run.trees.clear();

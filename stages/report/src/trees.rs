@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 use crate::figures::{Figure, Mode, Source};
 use crate::measures::COMPETING_TREES;
 
+/// Of these, families of SAEs are compared by.
+const COMPARED: [&str; 2] = ["mi_over_nested", "n_measured"];
+
 /// A tree's own columns in the summary; whatever else stands there is a mean over its edges.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct TreeSummary {
@@ -42,9 +45,9 @@ pub(crate) fn of_summary(trees: &[TreeSummary]) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// What families of SAEs are compared by: I / I_nested over the edges of each tree that competes, `…_own` and `…_posthoc`, and
-/// without a name that of the SAE's first tree, its own or else the post-hoc one. Flat rows alone, since gated ones show
-/// what the gate enforces.
+/// What families of SAEs are compared by: I / I_nested over the edges of each tree that competes, `…_own` and `…_posthoc`,
+/// with the number of edges that it is a mean of, and without a name that of the SAE's first tree, its own or else the
+/// post-hoc one. Flat rows alone, since gated ones show what the gate enforces.
 ///
 /// Errors: as of [`of_summary`].
 pub(crate) fn compared(trees: &[TreeSummary]) -> Result<Vec<Metric>> {
@@ -55,7 +58,7 @@ pub(crate) fn compared(trees: &[TreeSummary]) -> Result<Vec<Metric>> {
     let competes = |tree: &&TreeSummary| tree.view == "flat" && COMPETING_TREES.contains(&tree.tree.as_str());
     for tree in trees.iter().filter(competes) {
         let is_first = tree.tree == "own" || !has_own(tree);
-        for (name, value) in tree.figures.iter().filter(|(name, _)| *name == "mi_over_nested") {
+        for (name, value) in tree.figures.iter().filter(|(name, _)| COMPARED.contains(&name.as_str())) {
             let figure = tree.figure(name, value).with_context(|| format!("recover/summary.json: {name}"))?;
             let Some(Figure { metric, level, value, ci_low, ci_high, .. }) = figure else { continue };
             let named = Metric {
@@ -69,7 +72,7 @@ pub(crate) fn compared(trees: &[TreeSummary]) -> Result<Vec<Metric>> {
                 ci_low,
                 ci_high,
             };
-            metrics.extend(is_first.then(|| Metric { metric, ..named.clone() }));
+            metrics.extend((is_first && !name.starts_with("n_")).then(|| Metric { metric, ..named.clone() }));
             metrics.push(named);
         }
     }
@@ -138,7 +141,7 @@ mod tests {
         let tree = |sae: &str, view: &str, tree: &str, value: Value| -> TreeSummary {
             serde_json::from_value(json!({
                 "sae": sae, "seed": 0, "view": view, "threshold": "prior", "tree": tree, "base": tree, "n_edges": 3,
-                "mi_over_nested": {"value": value, "ci_low": null, "ci_high": null},
+                "n_measured": 2, "mi_over_nested": {"value": value, "ci_low": null, "ci_high": null},
             }))
             .unwrap()
         };
@@ -155,6 +158,12 @@ mod tests {
             tree("late", "flat", "posthoc", json!(0.8)),
         ];
         let metrics = compared(&trees).unwrap();
+        let (counts, metrics): (Vec<_>, Vec<_>) = metrics.into_iter().partition(|row| row.metric.contains("_n_"));
+        // Of each flat tree that competes, measured or not; and never without the tree's name.
+        let names: Vec<_> = counts.iter().map(|row| row.metric.as_str()).collect();
+        let (own, posthoc) = ("tree_n_measured_own", "tree_n_measured_posthoc");
+        assert_eq!(names, [posthoc, own, posthoc, posthoc, own, posthoc, own, posthoc]);
+        assert!(counts.iter().all(|row| row.value == 2.0));
         let found: Vec<_> = metrics.iter().map(|row| (row.sae.as_str(), row.metric.as_str(), row.value)).collect();
         let expected = [
             ("flat", "tree_mi_over_nested", 0.4),

@@ -36,6 +36,8 @@ pub(crate) struct Contender {
     pub(crate) data: String,
     pub(crate) saes: Vec<(Sae, Training)>,
     pub(crate) metrics: Vec<Metric>,
+    /// Whether cross-entropies are left out of these, being of other contexts than those of the runs before it.
+    pub(crate) is_spliced_elsewhere: bool,
 }
 
 /// `results.json` has it whole.

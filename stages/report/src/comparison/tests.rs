@@ -23,7 +23,13 @@ const NATIVE: (&str, &str) = ("flat", "native");
 
 /// Seeds 0 to 2 of each family with one k; `f1` by family and seed, L0 exactly k.
 fn contender(run: Option<&str>, families: &[(&str, usize, &[f64])]) -> Contender {
-    let mut contender = Contender { run: run.map(str::to_owned), data: "d".into(), saes: vec![], metrics: vec![] };
+    let mut contender = Contender {
+        run: run.map(str::to_owned),
+        data: "d".into(),
+        saes: vec![],
+        metrics: vec![],
+        is_spliced_elsewhere: false,
+    };
     for (family, k, values) in families {
         for (seed, &value) in values.iter().enumerate() {
             let name = format!("{family}-k{k}-s{seed}");
@@ -270,6 +276,8 @@ fn of_a_language_model_trees_and_what_it_loses_are_compared() {
         for (family, tree) in [("ref", "posthoc"), ("ours", "own")] {
             let metric = format!("tree_mi_over_nested_{tree}");
             one.metrics.push(row(&format!("{family}-k3-s{seed}"), seed, NATIVE, &metric, 0.5));
+            let counted = format!("tree_n_measured_{tree}");
+            one.metrics.push(row(&format!("{family}-k3-s{seed}"), seed, NATIVE, &counted, 250.0));
         }
         // Nothing to judge its post-hoc tree by.
         one.metrics.push(row(&format!("ours-k3-s{seed}"), seed, NATIVE, "wordnet_hierarchy_n_posthoc", 0.0));
@@ -283,7 +291,8 @@ fn of_a_language_model_trees_and_what_it_loses_are_compared() {
     assert!(table("| ours ").contains("0.310"), "{page}");
     let differences = page.lines().find(|line| line.contains("| ref ") && line.starts_with("| ours"));
     assert_eq!(differences.unwrap().matches("[+0.100, +0.100]").count(), 3, "{page}");
-    assert!(page.contains("| WordNet, own ↑") && page.contains("| I / I_nested, post-hoc ↑"), "{page}");
+    assert!(page.contains("| WordNet, own ↑") && page.contains("| I / I_nested, post-hoc ↑ | over edges |"), "{page}");
+    assert!(page.contains("| 250 "), "{page}");
     let value =
         |i: usize, metric: &str| comparison.groups[i].get(&Name::new(metric, "all")).map(|figure| figure.estimate.mean);
     assert_eq!([value(0, "wordnet_hierarchy_own"), value(1, "wordnet_hierarchy_posthoc")], [None, None]);
