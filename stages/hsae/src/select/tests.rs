@@ -104,7 +104,9 @@ fn latents_beyond_a_capped_budget_are_not_computed() {
     // Nor are they token by token, nor much else where a sample has to say where to look.
     let packed = PackedEncoder::pack(Path::F32, &w_enc, n);
     let input = EncoderInput { packed: &packed, ..input };
-    for budget in [Budget::Shared { k: 3.0, fine: 0.0, n_coarse }, Budget::Shared { k: 9.0, fine: 8.0, n_coarse }] {
+    for budget in
+        [Budget::Shared { k: 3.0, fine: 0.0, n_coarse }, Budget::PerLevel { coarse: 0.0, fine: 8.0, n_coarse }]
+    {
         let before = packed.n_settled();
         select_batch(input, &budget, Scope::Token, None, [0.0; 2]);
         let n_computed = packed.n_settled() - before;
