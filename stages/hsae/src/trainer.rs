@@ -32,6 +32,11 @@ use outcome::Outcome;
 
 /// How fast the penalty's coefficient follows the L0 that it is steered to, per step.
 const L1_GAIN: f64 = 0.02;
+/// The same for each factor e by which L0 itself has just changed, since weights answer late.
+const L1_DAMPING: f64 = 0.5;
+/// L0 may take this share of training to come down: latents that fall silent before they stand for anything stay useless,
+/// and a penalty that hurries L0 is one that it later finds ten times too high.
+const L1_FALLS_UNTIL: f64 = 0.5;
 /// Steering ends here, so that the last part of training has a constant loss.
 const L1_STEERED_UNTIL: f64 = 0.8;
 /// Decay of the moving average of the mean activation.
@@ -88,6 +93,22 @@ pub struct TrainerState {
     pub guesses: Vec<f32>,
     /// Share of latents that were active in the last step.
     pub density: f64,
+}
+
+/// What the logarithm of the penalty's coefficient gains in a step: more while too many latents are active, less while too
+/// few, and nothing while L0 is between `k` and what it may still be after this share of training. `change` is that of
+/// ln L0 since the step before.
+fn steer(l0: f64, change: f64, k: f64, d_sae: f64, share: f64) -> f64 {
+    let left = (1.0 - share / L1_FALLS_UNTIL).max(0.0);
+    let most = k * (d_sae / 2.0 / k).max(1.0).powf(left * left);
+    let (above, below) = ((l0 / most).ln(), (l0.max(1e-3 * k) / k).ln());
+    if above > 0.0 {
+        (L1_GAIN * above.min(1.0) + L1_DAMPING * change).max(0.0)
+    } else if below < 0.0 {
+        (L1_GAIN * below.max(-1.0) + L1_DAMPING * change).min(0.0)
+    } else {
+        0.0
+    }
 }
 
 impl TrainerState {
@@ -298,6 +319,7 @@ impl Trainer {
             state.mean_activation = Some(state.mean_activation.map_or(now, follow));
         }
         let l0 = n_active as f64 / n_rows as f64;
+        let change = (l0 / (state.density * self.config.d_sae() as f64)).clamp(1e-3, 1e3).ln();
         state.density = l0 / self.config.d_sae() as f64;
         let share = state.step as f64 / self.n_steps as f64;
         let panneal = &self.config.panneal;
@@ -307,9 +329,7 @@ impl Trainer {
             _ => L1_STEERED_UNTIL,
         };
         if self.config.has_penalty() && self.config.l1.is_none() && share < steered_until {
-            // Multiplicative, by at most the gain a step: up while too many latents are active, down while too few.
-            let excess = (l0 / self.config.k as f64).max(1e-3).ln();
-            state.l1_coefficient *= (L1_GAIN * excess.clamp(-1.0, 1.0)).exp();
+            state.l1_coefficient *= steer(l0, change, self.config.k as f64, self.config.d_sae() as f64, share).exp();
         }
         if let Some(annealing) = &mut state.annealing {
             let step_at = |share: f64| (share * self.n_steps as f64).round() as u64;
