@@ -135,15 +135,19 @@ fn of_batch(input: EncoderInput, budget: &Budget, gate: Option<Gate>, guess: OfL
 /// bound would be looked at for nothing.
 fn candidates(input: EncoderInput, budget: &Budget, bounds: OfLevels) -> SparseRows {
     let d_sae = input.b_enc.len();
-    let used = in_use(input, budget, input.n_rows());
-    let found = match budget.levels() {
-        Some(n_coarse) if used.b_enc.len() == d_sae => {
+    match budget.levels() {
+        Some(n_coarse) if budget.allows(input.n_rows())[1] => {
             let lower: Vec<f32> = (0..d_sae).map(|j| bounds[usize::from(j >= n_coarse)]).collect();
-            collect(used, Bounds { tokens: TokenBounds::All(0.0), shift: Some(&lower), top: None })
+            collect(input, Bounds { tokens: TokenBounds::All(0.0), shift: Some(&lower), top: None })
         }
-        _ => collect(used, Bounds::above(bounds[0])),
-    };
-    SparseRows { n_cols: d_sae, ..found }
+        _ => collect_in_use(input, budget, input.n_rows(), bounds[0]),
+    }
+}
+
+/// Of the latents that so many tokens may use, all above the bound.
+fn collect_in_use(input: EncoderInput, budget: &Budget, n_tokens: usize, bound: f32) -> SparseRows {
+    let found = collect(in_use(input, budget, n_tokens), Bounds::above(bound));
+    SparseRows { n_cols: input.b_enc.len(), ..found }
 }
 
 /// The latents that so many tokens may use: while these are coarse ones, no others are looked at.
@@ -214,9 +218,7 @@ fn sampled(input: EncoderInput, budget: &Budget, scope: Scope, gate: Option<Gate
             select_from(&candidates(few, &budget, [0.0; 2]), &budget, scope, gate).lowest()
         }
         Scope::Token => {
-            let found = collect(in_use(few, budget, 1), Bounds::above(0.0));
-            let found = SparseRows { n_cols: few.b_enc.len(), ..found };
-            let from = select_from(&found, budget, scope, gate);
+            let from = select_from(&collect_in_use(few, budget, 1, 0.0), budget, scope, gate);
             let lengths: Vec<f32> = few.x_centered.chunks_exact(few.d_model).map(|x| dot(x, x).sqrt()).collect();
             [low_ratio(&from.lowest, &lengths), f32::INFINITY]
         }

@@ -144,7 +144,7 @@ impl Beside {
         let train = open("train")?;
         let saes = published(&train, open)?;
         let recover = open("recover")?;
-        let probe = if is_published(folder, "probe") { Some(open("probe")?).filter(has_splices) } else { None };
+        let probe = spliced_in(folder, open)?;
         let stale = stale(&saes, &recover, probe.as_ref(), folder)?;
         ensure!(
             stale.is_none(),
@@ -243,6 +243,11 @@ fn has_splices(probe: &Input) -> bool {
     probe.manifest.outputs.iter().any(|output| output.path == "splice.parquet" && output.rows.is_some_and(|n| n > 0))
 }
 
+/// The `probe` of a run whose SAEs have been spliced into a model.
+fn spliced_in(run: &Path, open: impl Fn(&str) -> Result<Input>) -> Result<Option<Input>> {
+    if is_published(run, "probe") { Ok(Some(open("probe")?).filter(has_splices)) } else { Ok(None) }
+}
+
 /// What decides which of a harvest's contexts SAEs are spliced into.
 fn contexts_of(probe: &Input) -> (Value, u64) {
     let key = &probe.manifest.key;
@@ -288,7 +293,7 @@ fn is_finished(run: &Path) -> Result<bool> {
         return Ok(false);
     }
     let saes = published(&train, |folder| Input::open(run, folder))?;
-    let probe = if has("probe") { Some(Input::open(run, "probe")?).filter(has_splices) } else { None };
+    let probe = spliced_in(run, |folder| Input::open(run, folder))?;
     Ok(stale(&saes, &Input::open(run, "recover")?, probe.as_ref(), run)?.is_none())
 }
 

@@ -31,9 +31,14 @@ pub(crate) fn render(
 ) -> String {
     let mut page = Page { run, figures, out: String::new() };
     if run.saes.is_empty() {
-        page.introduction_to_runs(comparison);
+        page.introduction_to_runs();
     } else {
         page.introduction();
+    }
+    let compared = comparison.map_or(Vec::new(), |comparison| comparison.settings().into_iter().collect());
+    let mut thresholds = figures.thresholds().into_iter().chain(compared.into_iter().map(|(_, threshold)| threshold));
+    if thresholds.any(|threshold| threshold == "refined") {
+        page.line(REFINED);
     }
     if let Some(comparison) = comparison {
         page.out.push_str(&comparison::render(comparison, plots));
@@ -95,13 +100,10 @@ impl Page<'_> {
              which way is better, **bold** is the best of its column. † marks an L0 more than 5 % from the wanted one: \
              such a row competes only with its like.",
         );
-        if self.figures.modes.iter().any(|mode| mode.threshold == "refined") {
-            self.line(REFINED);
-        }
     }
 
     /// Of a report that has no SAEs of its own.
-    fn introduction_to_runs(&mut self, comparison: Option<&Comparison>) {
+    fn introduction_to_runs(&mut self) {
         self.line(format!("# {}", self.run.pipeline.report.title));
         let names = self.run.pipeline.report.beside.iter().map(|run| inputs::name_of(run));
         let names: Vec<_> = names.filter(|name| !self.run.missing.contains(name)).collect();
@@ -119,11 +121,6 @@ impl Page<'_> {
              each latent's firing rate and are refitted to the wanted L0. *Gated* means that the tree's gate takes part; \
              without it an SAE is read flat, as any other. ↑ and ↓ say which way is better, **bold** is the best of its column.",
         );
-        if comparison
-            .is_some_and(|comparison| comparison.settings().iter().any(|(_, threshold)| threshold == "refined"))
-        {
-            self.line(REFINED);
-        }
     }
 
     fn reconstruction(&mut self, plots: &[Plot]) {

@@ -5,7 +5,7 @@ use artifact::tables::Metric;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::figures::{Figure, Mode, Source};
+use crate::figures::{Figure, Mode, Name, Source};
 use crate::measures::COMPETING_TREES;
 
 /// Of these, families of SAEs are compared by.
@@ -72,7 +72,8 @@ pub(crate) fn compared(trees: &[TreeSummary]) -> Result<Vec<Metric>> {
                 ci_low,
                 ci_high,
             };
-            metrics.extend((is_first && !name.starts_with("n_")).then(|| Metric { metric, ..named.clone() }));
+            let has_plain_name = is_first && !Name::new(&metric, &named.level).is_count();
+            metrics.extend(has_plain_name.then(|| Metric { metric, ..named.clone() }));
             metrics.push(named);
         }
     }

@@ -39,6 +39,17 @@ fn config(arch: Arch) -> Sae {
     Sae { name: "test".into(), arch, n_coarse, n_fine: 12 - n_coarse, k: 2, tree, refine_sweeps: 2, ..Sae::default() }
 }
 
+#[test]
+fn a_penalty_rises_above_what_l0_may_be_falls_below_k_and_rests_between() {
+    let of = |l0: f64, change: f64, share: f64| steer(l0, change, 10.0, 2000.0, share);
+    assert!((of(1000.0, 0.0, 0.25) - L1_GAIN).abs() <= 1e-12);
+    assert_eq!(of(20.0, 0.0, 0.25), 0.0);
+    assert!(of(20.0, 0.0, 0.5) > 0.0);
+    assert!((of(1.0, 0.0, 0.25) + L1_GAIN).abs() <= 1e-12 && of(0.0, 0.0, 0.7) < 0.0);
+    // While L0 comes down by itself nothing pushes, and while it comes back nothing lets go.
+    assert_eq!((of(1000.0, -0.1, 0.25), of(1.0, 0.1, 0.25)), (0.0, 0.0));
+}
+
 fn run(trainer: &mut Trainer, until: u64) -> Vec<CurveRow> {
     let mut rows = Vec::new();
     while trainer.state.step < until {
