@@ -27,6 +27,9 @@ pub fn save(folder: &Path, key: &str, trainer: &Trainer, curve: &[CurveRow]) -> 
         }
     }
     file = file.u64("tokens_since_fired", &state.tokens_since_fired);
+    if !state.recent_firings.is_empty() {
+        file = file.u64("recent_firings", &state.recent_firings);
+    }
     let mut tree_json = Value::Null;
     if let Some(tree) = &state.tree {
         let partners: Vec<u64> = tree.partners.iter().map(|&partner| partner.into()).collect();
@@ -101,6 +104,9 @@ fn restore(file: &Tensors, json: &Value, trainer: &mut Trainer) -> Result<()> {
         }
     }
     state.tokens_since_fired = file.u64("tokens_since_fired", d_sae)?;
+    if !state.recent_firings.is_empty() {
+        state.recent_firings = file.u64("recent_firings", d_sae)?;
+    }
     let number = |key: &str| json[key].as_f64().with_context(|| format!("has no number `{key}`"));
     let count = |key: &str| json[key].as_u64().with_context(|| format!("has no count `{key}`"));
     state.step = count("step")?;

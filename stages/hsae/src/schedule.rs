@@ -42,7 +42,7 @@ pub(crate) fn phase(train: &Train, sae: &Sae, step: u64, n_steps: u64) -> Phase 
         lr_coarse: lr * lr_coarse,
         lr_fine: lr * lr_fine,
         lr,
-        budget: budget(sae, fine_share),
+        budget: budget(sae, fine_share, times_k(sae, share)),
         scope: if sae.select() == Select::Topk { Scope::Token } else { Scope::Batch },
         fine_is_on: fine_share > 0.0,
         gate: tree.as_ref().map_or(0.0, |tree| ramp(share, tree.gate_from, tree.gate_to)),
@@ -53,7 +53,12 @@ pub(crate) fn phase(train: &Train, sae: &Sae, step: u64, n_steps: u64) -> Phase 
 
 /// The budget once all latents take part.
 pub(crate) fn full_budget(sae: &Sae) -> Budget {
-    budget(sae, 1.0)
+    budget(sae, 1.0, 1.0)
+}
+
+/// The step before which latents are put in order, if they are.
+pub(crate) fn sorted_before(sae: &Sae, n_steps: u64) -> Option<u64> {
+    sae.prefixes()?.sort_at.map(|share| (share * n_steps as f64).round() as u64)
 }
 
 /// Inner prefix lengths of a step, ascending, each below the number of latents in use.
@@ -79,12 +84,18 @@ pub(crate) fn annealed(config: &Prefixes, step: u64, n_steps: u64) -> (f32, f32)
     (between(config.beta, beta_end), between(config.reach, 1.0))
 }
 
-fn budget(sae: &Sae, fine_share: f64) -> Budget {
-    let (k, n_coarse) = (sae.k as f64, sae.n_coarse);
+/// The budget of a share of training, in multiples of the last one.
+fn times_k(sae: &Sae, share: f64) -> f64 {
+    sae.k_anneal.as_ref().map_or(1.0, |anneal| anneal.times.powf(1.0 - ramp(share, 0.0, anneal.until)))
+}
+
+fn budget(sae: &Sae, fine_share: f64, times_k: f64) -> Budget {
+    let (k, n_coarse) = (sae.k as f64 * times_k, sae.n_coarse);
     match (sae.select(), sae.k_coarse()) {
         (Select::Relu | Select::Jumprelu, _) => Budget::All,
         (_, Some(k_coarse)) => {
-            Budget::PerLevel { coarse: k_coarse as f64, fine: (k - k_coarse as f64) * fine_share, n_coarse }
+            let coarse = k_coarse as f64 * times_k;
+            Budget::PerLevel { coarse, fine: (k - coarse) * fine_share, n_coarse }
         }
         (_, None) if fine_share < 1.0 => {
             let k = k * (COARSE_ONLY_SHARE + (1.0 - COARSE_ONLY_SHARE) * fine_share);
@@ -109,7 +120,7 @@ fn ramp(share: f64, from: f64, to: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use artifact::config::{Arch, Curriculum};
+    use artifact::config::{Arch, Curriculum, KAnneal};
 
     use super::*;
 
@@ -129,6 +140,26 @@ mod tests {
         assert_eq!((at(10).gate, at(40).gate), (0.0, 1.0));
         assert!((at(30).gate - 0.5).abs() <= 1e-9);
         assert!(at(84).tree_is_open && !at(85).tree_is_open);
+    }
+
+    #[test]
+    fn an_annealed_budget_falls_by_equal_factors_to_k() {
+        let k_anneal = Some(KAnneal { times: 16.0, until: 0.8 });
+        let flat = Sae { arch: Arch::Batchtopk, n_fine: 400, k: 10, k_anneal: k_anneal.clone(), ..Sae::default() };
+        let total = |step| match phase(&Train::default(), &flat, step, 100).budget {
+            Budget::Shared { k, fine, .. } if k == fine => k,
+            other => panic!("{other:?}"),
+        };
+        for (step, k) in [(0, 160.0), (20, 80.0), (40, 40.0), (60, 20.0), (80, 10.0), (99, 10.0)] {
+            assert!((total(step) - k).abs() <= 1e-9, "step {step}: {}", total(step));
+        }
+        assert_eq!(full_budget(&flat), Budget::Shared { k: 10.0, fine: 10.0, n_coarse: 0 });
+        // Each level's share of it stays.
+        let levels = Sae { arch: Arch::Matryoshka, n_coarse: 40, k_coarse: Some(6), ..flat };
+        let at = |step| phase(&Train::default(), &levels, step, 100).budget;
+        let Budget::PerLevel { coarse, fine, .. } = at(40) else { panic!("a budget for each level") };
+        assert!((coarse - 24.0).abs() <= 1e-9 && (fine - 16.0).abs() <= 1e-9);
+        assert_eq!(at(80), Budget::PerLevel { coarse: 6.0, fine: 4.0, n_coarse: 40 });
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One SAE in training: its state, and what a step does to it. The state is all that a checkpoint has to hold.
 
 mod device;
+mod order;
 mod outcome;
 mod pass;
 mod resample;
@@ -80,6 +81,8 @@ pub struct TrainerState {
     pub family: Option<Family>,
     /// Tokens since each latent last fired, [d_sae]; a Tree SAE counts those of the step in which it did.
     pub tokens_since_fired: Vec<u64>,
+    /// How often each has fired of late, [d_sae], while that is counted; empty where latents are never put in order.
+    pub recent_firings: Vec<u64>,
     /// Coefficient of the sparsity penalty.
     pub l1_coefficient: f64,
     /// panneal only.
@@ -163,6 +166,7 @@ impl Trainer {
                 tree,
                 family,
                 tokens_since_fired: vec![0; d_sae],
+                recent_firings: vec![0; schedule::sorted_before(config, n_steps).map_or(0, |_| d_sae)],
                 l1_coefficient: if config.has_penalty() { config.l1.unwrap_or(1.0) } else { 0.0 },
                 annealing: (config.arch == Arch::Panneal).then(Annealing::new),
                 mean_activation: None,
@@ -236,6 +240,7 @@ impl Trainer {
         self.follow(&outcome, n_rows);
         self.packed.reconsider(&self.state.weights.w_enc);
         self.resample_if_due(uncentered.as_deref().unwrap_or(&x), &x);
+        self.sort_if_due(&outcome.firing.n);
         self.state.step += 1;
         Ok(row)
     }

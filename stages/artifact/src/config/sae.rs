@@ -30,6 +30,8 @@ pub struct Sae {
     pub n_fine: usize,
     /// The wanted L0: active latents per token, over both levels. Unset: 32, or each of `train.ks`.
     pub k: usize,
+    /// A larger budget at first, for SAEs that select by topk or batchtopk. Unset: `k` throughout.
+    pub k_anneal: Option<KAnneal>,
     /// Of which coarse. Unset: both levels compete for one budget, but 13 of 16 for tree-sae, as published (26 of 32).
     pub k_coarse: Option<usize>,
     /// Weight of the sparsity penalty (vanilla, gated, panneal, jumprelu). Unset: steered during training until L0 is `k`,
@@ -181,6 +183,17 @@ pub struct Resample {
     pub until: f64,
 }
 
+/// A budget that starts above `k` and falls to it. While many latents are active all learn from every token, which is how an
+/// L1 penalty begins too. The same is `k_anneal_steps` in dictionary_learning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KAnneal {
+    /// The budget of the first step, in multiples of `k`.
+    pub times: f64,
+    /// It falls by the same factor in each step, and is `k` from this share of training on.
+    pub until: f64,
+}
+
 /// Reconstructions from the first m latents, each with its own squared error in the loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -190,6 +203,10 @@ pub struct Prefixes {
     /// Lengths drawn anew each step, log-uniform between `random_min` and d_sae.
     pub n_random: usize,
     pub random_min: usize,
+    /// At this share of training latents are put in the order of how often they fire, the most frequent first; prefixes, and
+    /// the coarse level, are of others from there on. It goes with a `beta` that rises from 0 at `anneal_from`: before, there
+    /// is nothing that would tell latents apart. Unset: they stay as they are.
+    pub sort_at: Option<f64>,
     /// Weight of each inner reconstruction's error.
     pub beta: f64,
     /// Weight of the full one's.
@@ -372,6 +389,7 @@ impl Default for Sae {
             n_coarse: 0,
             n_fine: 4608,
             k: 32,
+            k_anneal: None,
             k_coarse: None,
             l1: None,
             sparsity_warmup: 0.0,
@@ -420,12 +438,19 @@ impl Default for Resample {
     }
 }
 
+impl Default for KAnneal {
+    fn default() -> Self {
+        Self { times: 6.0, until: 0.95 }
+    }
+}
+
 impl Default for Prefixes {
     fn default() -> Self {
         Self {
             fixed: Vec::new(),
             n_random: 3,
             random_min: 4,
+            sort_at: None,
             beta: 1.0,
             beta_full: 1.0,
             beta_end: None,

@@ -282,6 +282,7 @@ impl Sae {
         }
         not_negative(&format!("{at}.aux_k.weight"), self.aux_weight())?;
         self.validate_penalty(at)?;
+        self.validate_k_anneal(at)?;
         self.validate_hierarchy(at)?;
         self.validate_tree_sae(at)
     }
@@ -352,6 +353,44 @@ impl Sae {
         Ok(())
     }
 
+    fn validate_k_anneal(&self, at: &str) -> Result<()> {
+        let Some(anneal) = &self.k_anneal else { return Ok(()) };
+        let fits = !self.has_penalty() && !matches!(self.arch, Arch::MatchingPursuit | Arch::TreeSae);
+        ensure!(
+            fits,
+            "{at}.k_anneal goes with select: topk or batchtopk, not with {:?} and {:?}",
+            self.arch,
+            self.select()
+        );
+        ensure!(
+            anneal.times >= 1.0 && anneal.times.is_finite(),
+            "{at}.k_anneal.times = {} must be at least 1: the budget falls to k",
+            anneal.times
+        );
+        fraction(&format!("{at}.k_anneal.until"), anneal.until)
+    }
+
+    /// Nothing that holds for latents by their place may begin before they have it.
+    fn validate_sort(&self, key: &str, sort_at: f64) -> Result<()> {
+        inside(key, sort_at, 0.0, 1.0)?;
+        if let Some(curriculum) = self.curriculum() {
+            ensure!(
+                curriculum.fine_full_at <= sort_at,
+                "{key} = {sort_at} lies before curriculum.fine_full_at = {}: set curriculum: {{coarse_until: 0, \
+                 fine_full_at: 0}}, or sort later",
+                curriculum.fine_full_at
+            );
+        }
+        if let Some(tree) = self.tree() {
+            ensure!(
+                sort_at < tree.freeze_from,
+                "{key} = {sort_at} leaves no time to choose parents anew before tree.freeze_from = {}",
+                tree.freeze_from
+            );
+        }
+        Ok(())
+    }
+
     fn validate_hierarchy(&self, at: &str) -> Result<()> {
         let has_coarse_parents = self.tree().is_some_and(|tree| tree.parents == ParentSet::Coarse);
         ensure!(self.n_coarse >= 1 || !has_coarse_parents, "{at}.tree.parents = coarse needs n_coarse of at least 1");
@@ -373,11 +412,10 @@ impl Sae {
             not_negative(&format!("{at}.prefixes.beta"), prefixes.beta)?;
             positive(&format!("{at}.prefixes.beta_full"), prefixes.beta_full)?;
             if let Some(beta) = prefixes.beta_end {
-                positive(&format!("{at}.prefixes.beta_end"), beta)?;
-                ensure!(
-                    prefixes.beta > 0.0,
-                    "{at}.prefixes.beta_end is given, but beta is 0: there are no inner prefixes"
-                );
+                not_negative(&format!("{at}.prefixes.beta_end"), beta)?;
+            }
+            if let Some(sort_at) = prefixes.sort_at {
+                self.validate_sort(&format!("{at}.prefixes.sort_at"), sort_at)?;
             }
             fraction(&format!("{at}.prefixes.reach"), prefixes.reach)?;
             fraction(&format!("{at}.prefixes.anneal_from"), prefixes.anneal_from)?;

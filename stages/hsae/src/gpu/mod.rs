@@ -60,6 +60,10 @@ pub fn refusal(sae: &Sae) -> Option<String> {
         (!matches!(sae.select(), Select::Topk | Select::Batchtopk), "on a GPU select is topk or batchtopk"),
         (sae.tree().is_some_and(is_pulled), "on a GPU tree.w_mi, w_coverage and w_geometry are 0"),
         (sae.prefixes().is_some_and(|prefixes| prefixes.reach != 1.0), "on a GPU prefixes.reach is 1"),
+        (
+            sae.prefixes().is_some_and(|prefixes| prefixes.sort_at.is_some()),
+            "a GPU sorts no latents (prefixes.sort_at)",
+        ),
         (sae.resample.is_some(), "a GPU resamples no latents"),
     ];
     reasons.into_iter().find(|(is_refused, _)| *is_refused).map(|(_, reason)| reason.to_owned())
@@ -87,6 +91,8 @@ mod refusals {
         check(Sae::default(), None);
         check(Sae { prefixes: reach(1.0), tree: tree(0.0), ..Sae::default() }, None);
         check(Sae { prefixes: reach(0.7), ..Sae::default() }, Some("on a GPU prefixes.reach is 1"));
+        let sorted = Some(Prefixes { sort_at: Some(0.4), ..Prefixes::default() });
+        check(Sae { prefixes: sorted, ..Sae::default() }, Some("a GPU sorts no latents (prefixes.sort_at)"));
         check(Sae { tree: tree(0.1), ..Sae::default() }, Some("on a GPU tree.w_mi, w_coverage and w_geometry are 0"));
         check(Sae { select: Some(Select::Relu), ..Sae::default() }, Some("on a GPU select is topk or batchtopk"));
         check(Sae { resample: Some(Resample::default()), ..Sae::default() }, Some("a GPU resamples no latents"));

@@ -1,6 +1,6 @@
 //! Whole trainings on small planted data: what a run gives may depend on nothing but its configuration.
 
-use artifact::config::{Arch, Select, Tree, TreeRule, TreeSae};
+use artifact::config::{Arch, Curriculum, KAnneal, Select, Tree, TreeRule, TreeSae};
 use rand::RngExt;
 
 use super::*;
@@ -246,6 +246,84 @@ fn a_control_of_the_tree_is_the_same_at_any_thread_count_and_after_an_interrupti
             checkpoint::resume(folder.path(), "key", &mut second).unwrap().unwrap();
             pool(3).install(|| run(&mut second, 160));
             assert!(second.state == whole.state, "{rule:?}, stopped at {stop}");
+        }
+    }
+}
+
+/// Begins with three times its budget and without prefixes, and is put in order at step 80.
+fn sorted(arch: Arch) -> Sae {
+    Sae {
+        k_anneal: Some(KAnneal { times: 3.0, until: 0.9 }),
+        prefixes: Some(artifact::config::Prefixes {
+            n_random: 2,
+            random_min: 1,
+            sort_at: Some(0.4),
+            beta: 0.0,
+            beta_end: Some(0.5),
+            anneal_from: 0.4,
+            anneal_to: 0.6,
+            ..Default::default()
+        }),
+        curriculum: Some(Curriculum { coarse_until: 0.0, fine_full_at: 0.0, ..Curriculum::default() }),
+        ..config(arch)
+    }
+}
+
+#[test]
+fn sorting_brings_the_frequent_to_the_front_and_changes_nothing_else() {
+    let mut trainer = Trainer::new(&sorted(Arch::Hiersae), &train(), 7, &[0.0; D_MODEL]);
+    let curve = run(&mut trainer, 79);
+    assert!(curve[0].l0_coarse + curve[0].l0_fine > 4.0 && curve.iter().all(|row| row.mse_prefixes == 0.0));
+    let before = trainer.state.clone();
+    let n_steps_counted = 63.0;
+    let l0: f64 = curve.iter().rev().take(63).map(|row| row.l0_coarse + row.l0_fine).sum();
+    let n: u64 = before.recent_firings.iter().sum();
+    assert!((n as f64 / 256.0 - l0).abs() <= 1e-6 * n_steps_counted, "{n} firings, {l0} a token");
+
+    trainer.sort();
+    let after = &trainer.state;
+    let row = |weights: &[f32], j: usize| weights[j * D_MODEL..][..D_MODEL].to_vec();
+    let from: Vec<usize> = (0..12)
+        .map(|to| (0..12).find(|&j| row(&before.weights.w_dec, j) == row(&after.weights.w_dec, to)).unwrap())
+        .collect();
+    assert!(!from.is_sorted() && from.is_sorted_by_key(|&j| std::cmp::Reverse(before.recent_firings[j])), "{from:?}");
+    let pairs = [
+        (&before.weights, &after.weights),
+        (&before.adam.first, &after.adam.first),
+        (&before.adam.second, &after.adam.second),
+    ];
+    for (to, &j) in from.iter().enumerate() {
+        for (before, after) in pairs {
+            assert_eq!(row(&before.w_enc, j), row(&after.w_enc, to));
+            assert_eq!(row(&before.w_dec, j), row(&after.w_dec, to));
+            assert_eq!(before.b_enc[j], after.b_enc[to]);
+        }
+        assert_eq!(before.tokens_since_fired[j], after.tokens_since_fired[to]);
+    }
+    assert_eq!(before.weights.b_dec, after.weights.b_dec);
+    // The packed encoder follows: the next loss goes on from where it was.
+    let loss = trainer.step(planted(256, 79)).unwrap().mse;
+    assert!((loss / curve[78].mse - 1.0).abs() <= 0.2, "{loss} after {}", curve[78].mse);
+}
+
+#[test]
+fn a_sorted_training_ends_at_its_budget_the_same_after_an_interruption() {
+    let folder = tempfile::tempdir().unwrap();
+    for arch in [Arch::Matryoshka, Arch::Hiersae] {
+        let new = || Trainer::new(&sorted(arch), &train(), 7, &[0.0; D_MODEL]);
+        let mut whole = new();
+        let curve = run(&mut whole, 200);
+        let last = &curve[199];
+        assert!((last.l0_coarse + last.l0_fine - 2.0).abs() <= 0.01 && last.mse_prefixes > 0.0);
+        assert!(last.l0_coarse > last.l0_fine, "{} coarse, {} fine", last.l0_coarse, last.l0_fine);
+        for stop in [10, 40, 79, 80, 81] {
+            let mut first = new();
+            run(&mut first, stop);
+            checkpoint::save(folder.path(), "key", &first, &[]).unwrap();
+            let mut second = new();
+            checkpoint::resume(folder.path(), "key", &mut second).unwrap().unwrap();
+            run(&mut second, 200);
+            assert!(second.state == whole.state, "{arch:?}, stopped at {stop}");
         }
     }
 }

@@ -89,6 +89,34 @@ fn a_tree_sae_is_refused_by_the_key_that_does_not_fit_it() {
 }
 
 #[test]
+fn what_changes_over_training_is_refused_by_the_key_that_does_not_fit() {
+    let pipeline =
+        |keys: &str| format!("source: {{synthetic: {{}}}}\ntrain: {{saes: [{{name: a, n_fine: 96, k: 8, {keys}}}]}}\n");
+    for keys in [
+        "arch: topk, k_anneal: {}",
+        "n_coarse: 32, curriculum: {coarse_until: 0, fine_full_at: 0}, prefixes: {sort_at: 0.4, beta: 0, beta_end: 0.3}",
+        "arch: matryoshka, n_coarse: 32, k_anneal: {times: 1, until: 1}, prefixes: {sort_at: 0.9}",
+    ] {
+        parse(&pipeline(keys)).unwrap();
+    }
+    for (keys, expected) in [
+        ("arch: vanilla, k_anneal: {}", "train.saes[0].k_anneal goes with select: topk or batchtopk"),
+        ("arch: matching-pursuit, k_anneal: {}", "train.saes[0].k_anneal goes with select: topk or batchtopk"),
+        ("arch: tree-sae, n_coarse: 32, k_anneal: {}", "train.saes[0].k_anneal goes with select: topk or batchtopk"),
+        ("arch: topk, k_anneal: {times: 0.5}", "train.saes[0].k_anneal.times = 0.5 must be at least 1"),
+        ("arch: topk, k_anneal: {times: .nan}", "train.saes[0].k_anneal.times = NaN must be at least 1"),
+        ("arch: topk, k_anneal: {until: 1.5}", "train.saes[0].k_anneal.until = 1.5 must lie between 0 and 1"),
+        ("n_coarse: 32, prefixes: {sort_at: 0.2}", "sort_at = 0.2 lies before curriculum.fine_full_at = 0.3"),
+        ("n_coarse: 32, prefixes: {sort_at: 0.9}", "before tree.freeze_from = 0.85"),
+        ("n_coarse: 32, prefixes: {sort_at: 0}", "train.saes[0].prefixes.sort_at = 0 must lie between 0 and 1"),
+        ("n_coarse: 32, prefixes: {beta_end: -1}", "train.saes[0].prefixes.beta_end = -1 must be zero or"),
+    ] {
+        let error = error_of(&pipeline(keys));
+        assert!(error.contains(expected), "{keys}: {error}");
+    }
+}
+
+#[test]
 fn a_synthetic_source_is_refused_by_the_key_that_does_not_fit_it() {
     let pipeline = |keys: &str| {
         format!("source: {{synthetic: {{{keys}}}}}\ntrain: {{saes: [{{name: a, n_coarse: 512, n_fine: 4096}}]}}\n")

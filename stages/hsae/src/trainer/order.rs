@@ -1,0 +1,50 @@
+//! Latents are put in the order of how often they fire. Prefixes are of the first latents, and which are first is chance where
+//! training began without prefixes; from here on it is the general ones.
+
+use super::Trainer;
+use crate::schedule;
+use crate::tree::TreeLearner;
+
+/// Firings are counted over so many steps before.
+const N_COUNTED: u64 = 64;
+
+impl Trainer {
+    /// At the end of a step in which latents were active so often, [d_sae].
+    pub(super) fn sort_if_due(&mut self, firings: &[u64]) {
+        let Some(sorted_before) = schedule::sorted_before(&self.config, self.n_steps) else { return };
+        let next = self.state.step + 1;
+        if next + N_COUNTED > sorted_before && next <= sorted_before {
+            self.state.recent_firings.iter_mut().zip(firings).for_each(|(sum, n)| *sum += n);
+        }
+        if next == sorted_before {
+            self.sort();
+        }
+    }
+
+    /// The most frequent first, and among equals those that were. What the tree has counted is of latents by number, and
+    /// with `parents: coarse` of other parents too: it begins again.
+    pub(super) fn sort(&mut self) {
+        let state = &mut self.state;
+        let firings = std::mem::take(&mut state.recent_firings);
+        let mut order: Vec<usize> = (0..firings.len()).collect();
+        order.sort_by_key(|&j| std::cmp::Reverse(firings[j]));
+        for of in [&mut state.weights, &mut state.adam.first, &mut state.adam.second] {
+            in_order(&mut of.w_enc, &order);
+            in_order(&mut of.b_enc, &order);
+            in_order(&mut of.w_dec, &order);
+            of.own.iter_mut().for_each(|own| in_order(own, &order));
+        }
+        in_order(&mut state.tokens_since_fired, &order);
+        state.recent_firings = vec![0; firings.len()];
+        if let Some(tree) = &mut state.tree {
+            *tree = TreeLearner::new(&tree.config, self.config.n_coarse, tree.d_sae);
+        }
+        self.repack();
+    }
+}
+
+/// Rows of a matrix with as many as there are in `order`.
+fn in_order<T: Copy>(rows: &mut Vec<T>, order: &[usize]) {
+    let width = rows.len() / order.len();
+    *rows = order.iter().flat_map(|&j| &rows[j * width..(j + 1) * width]).copied().collect();
+}
