@@ -58,7 +58,7 @@ pub(crate) fn full_budget(sae: &Sae) -> Budget {
 
 /// The step before which latents are put in order, if they are.
 pub(crate) fn sorted_before(sae: &Sae, n_steps: u64) -> Option<u64> {
-    sae.prefixes()?.sort_at.map(|share| ((share * n_steps as f64).round() as u64).max(1))
+    sae.prefixes.as_ref()?.sort_at.map(|share| ((share * n_steps as f64).round() as u64).max(1))
 }
 
 /// Inner prefix lengths of a step, ascending, each below the number of latents in use.

@@ -81,7 +81,8 @@ pub struct TrainerState {
     pub family: Option<Family>,
     /// Tokens since each latent last fired, [d_sae]; a Tree SAE counts those of the step in which it did.
     pub tokens_since_fired: Vec<u64>,
-    /// How often each has fired of late, [d_sae], while that is counted; empty where latents are never put in order.
+    /// How often each has fired in the steps before latents are put in order, [d_sae], and 0 at all other times; empty where
+    /// they never are.
     pub recent_firings: Vec<u64>,
     /// Coefficient of the sparsity penalty.
     pub l1_coefficient: f64,

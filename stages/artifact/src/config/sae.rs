@@ -184,7 +184,7 @@ pub struct Resample {
 }
 
 /// A budget that starts above `k` and falls to it. While many latents are active all learn from every token, which is how an
-/// L1 penalty begins too. The same is `k_anneal_steps` in dictionary_learning.
+/// L1 penalty begins too. `k_anneal_steps` in dictionary_learning is similar.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KAnneal {
@@ -204,8 +204,8 @@ pub struct Prefixes {
     pub n_random: usize,
     pub random_min: usize,
     /// At this share of training latents are put in the order of how often they fire, the most frequent first; prefixes, and
-    /// the coarse level, are of others from there on. It goes with a `beta` that rises from 0 at `anneal_from`: before, there
-    /// is nothing that would tell latents apart. Unset: they stay as they are.
+    /// the coarse level, are of others from there on, and the tree's counts begin again. It is made for a `beta` that rises
+    /// from 0 at `anneal_from`, no earlier than this. Not on a GPU. Unset: they stay as they are.
     pub sort_at: Option<f64>,
     /// Weight of each inner reconstruction's error.
     pub beta: f64,

@@ -370,7 +370,7 @@ impl Sae {
         fraction(&format!("{at}.k_anneal.until"), anneal.until)
     }
 
-    /// Nothing that holds for latents by their place may begin before they have it.
+    /// Fine latents have to be in use before they are sorted, and parents to be chosen afterwards.
     fn validate_sort(&self, key: &str, sort_at: f64) -> Result<()> {
         inside(key, sort_at, 0.0, 1.0)?;
         if let Some(curriculum) = self.curriculum() {
@@ -412,7 +412,7 @@ impl Sae {
             not_negative(&format!("{at}.prefixes.beta"), prefixes.beta)?;
             positive(&format!("{at}.prefixes.beta_full"), prefixes.beta_full)?;
             if let Some(beta) = prefixes.beta_end {
-                not_negative(&format!("{at}.prefixes.beta_end"), beta)?;
+                positive(&format!("{at}.prefixes.beta_end"), beta)?;
             }
             if let Some(sort_at) = prefixes.sort_at {
                 self.validate_sort(&format!("{at}.prefixes.sort_at"), sort_at)?;

@@ -56,14 +56,12 @@ pub fn refusal(sae: &Sae) -> Option<String> {
         return Some(format!("a GPU trains topk, batchtopk, matryoshka and hiersae, not {arch}"));
     }
     let is_pulled = |tree: artifact::config::Tree| tree.w_mi + tree.w_coverage + tree.w_geometry != 0.0;
+    let prefixes = sae.prefixes().unwrap_or_default();
     let reasons = [
         (!matches!(sae.select(), Select::Topk | Select::Batchtopk), "on a GPU select is topk or batchtopk"),
         (sae.tree().is_some_and(is_pulled), "on a GPU tree.w_mi, w_coverage and w_geometry are 0"),
-        (sae.prefixes().is_some_and(|prefixes| prefixes.reach != 1.0), "on a GPU prefixes.reach is 1"),
-        (
-            sae.prefixes().is_some_and(|prefixes| prefixes.sort_at.is_some()),
-            "a GPU sorts no latents (prefixes.sort_at)",
-        ),
+        (prefixes.reach != 1.0, "on a GPU prefixes.reach is 1"),
+        (prefixes.sort_at.is_some(), "a GPU sorts no latents (prefixes.sort_at)"),
         (sae.resample.is_some(), "a GPU resamples no latents"),
     ];
     reasons.into_iter().find(|(is_refused, _)| *is_refused).map(|(_, reason)| reason.to_owned())

@@ -25,9 +25,9 @@ impl Trainer {
     /// with `parents: coarse` of other parents too: it begins again.
     pub(super) fn sort(&mut self) {
         let state = &mut self.state;
-        let firings = std::mem::take(&mut state.recent_firings);
-        let mut order: Vec<usize> = (0..firings.len()).collect();
-        order.sort_by_key(|&j| std::cmp::Reverse(firings[j]));
+        let mut order: Vec<usize> = (0..state.weights.d_sae).collect();
+        order.sort_by_key(|&j| std::cmp::Reverse(state.recent_firings[j]));
+        state.recent_firings.fill(0);
         for of in [&mut state.weights, &mut state.adam.first, &mut state.adam.second] {
             in_order(&mut of.w_enc, &order);
             in_order(&mut of.b_enc, &order);
@@ -35,7 +35,6 @@ impl Trainer {
             of.own.iter_mut().for_each(|own| in_order(own, &order));
         }
         in_order(&mut state.tokens_since_fired, &order);
-        state.recent_firings = vec![0; firings.len()];
         if let Some(tree) = &mut state.tree {
             *tree = TreeLearner::new(&tree.config, self.config.n_coarse, tree.d_sae);
         }

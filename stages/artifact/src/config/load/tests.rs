@@ -12,6 +12,14 @@ fn error_of(text: &str) -> String {
     format!("{:#}", parse(text).expect_err("expected an error"))
 }
 
+/// Each of some keys makes an error that says so.
+fn assert_refused(pipeline: impl Fn(&str) -> String, cases: &[(&str, &str)]) {
+    for (keys, expected) in cases {
+        let error = error_of(&pipeline(keys));
+        assert!(error.contains(expected), "{keys}: {error}");
+    }
+}
+
 const SYNTHETIC: &str = "source: {synthetic: {}}\ntrain: {saes: [{name: a, n_coarse: 512, n_fine: 4096}]}\n";
 
 #[test]
@@ -62,28 +70,28 @@ fn a_tree_sae_is_refused_by_the_key_that_does_not_fit_it() {
     assert_eq!(sae.k_coarse(), Some(26));
     let other = parse(&pipeline("n_coarse: 32, k_coarse: 30, tree_sae: {growth: 1, active_above: 0}")).unwrap();
     assert_eq!(other.train.saes[0].tree_sae().map(|tree| (tree.growth, tree.interval)), Some((1.0, 0.03)));
-    for (keys, expected) in [
-        ("k: 8", "train.saes[0].n_coarse = 0 must be at least 1"),
-        ("n_coarse: 32, k: 1", "train.saes[0].k = 1 leaves nothing for one of the levels"),
-        ("n_coarse: 32, k: 8, k_coarse: 8", "train.saes[0].k_coarse = 8 must lie between 1 and k − 1 = 7"),
-        ("n_coarse: 4, k: 8", "train.saes[0].k_coarse = 7 exceeds n_coarse = 4"),
-        ("n_coarse: 32, select: batchtopk", "train.saes[0].select = Batchtopk is not what TreeSae means"),
-        ("n_coarse: 32, prefixes: {}", "train.saes[0].prefixes are given for a Tree SAE"),
-        ("n_coarse: 32, tree: {}", "train.saes[0].tree belongs to arch hiersae"),
-        ("n_coarse: 32, curriculum: {}", "train.saes[0].curriculum belongs to"),
-        ("n_coarse: 32, l1: 0.1", "train.saes[0].l1 has no meaning"),
-        ("n_coarse: 32, decoder_norms: free", "train.saes[0].decoder_norms = free"),
-        ("n_coarse: 32, aux_k: {normalise: true}", "train.saes[0].aux_k.normalise has no meaning"),
-        ("n_coarse: 32, tree_sae: {interval: 0.2}", "train.saes[0].tree_sae.interval exceeds max_interval"),
-        ("n_coarse: 32, tree_sae: {interval: 0}", "train.saes[0].tree_sae.interval = 0 must be a positive number"),
-        ("n_coarse: 32, tree_sae: {growth: .nan}", "train.saes[0].tree_sae.growth = NaN must be at least 1"),
-        ("n_coarse: 32, tree_sae: {root_reset: 2}", "train.saes[0].tree_sae.root_reset = 2 must lie between"),
-        ("n_coarse: 32, tree_sae: {active_above: -1}", "train.saes[0].tree_sae.active_above = -1 must be zero or"),
-        ("n_coarse: 32, tree_sae: {eligible_within: 0}", "train.saes[0].tree_sae.eligible_within = 0 must be"),
-    ] {
-        let error = error_of(&pipeline(keys));
-        assert!(error.contains(expected), "{keys}: {error}");
-    }
+    assert_refused(
+        &pipeline,
+        &[
+            ("k: 8", "train.saes[0].n_coarse = 0 must be at least 1"),
+            ("n_coarse: 32, k: 1", "train.saes[0].k = 1 leaves nothing for one of the levels"),
+            ("n_coarse: 32, k: 8, k_coarse: 8", "train.saes[0].k_coarse = 8 must lie between 1 and k − 1 = 7"),
+            ("n_coarse: 4, k: 8", "train.saes[0].k_coarse = 7 exceeds n_coarse = 4"),
+            ("n_coarse: 32, select: batchtopk", "train.saes[0].select = Batchtopk is not what TreeSae means"),
+            ("n_coarse: 32, prefixes: {}", "train.saes[0].prefixes are given for a Tree SAE"),
+            ("n_coarse: 32, tree: {}", "train.saes[0].tree belongs to arch hiersae"),
+            ("n_coarse: 32, curriculum: {}", "train.saes[0].curriculum belongs to"),
+            ("n_coarse: 32, l1: 0.1", "train.saes[0].l1 has no meaning"),
+            ("n_coarse: 32, decoder_norms: free", "train.saes[0].decoder_norms = free"),
+            ("n_coarse: 32, aux_k: {normalise: true}", "train.saes[0].aux_k.normalise has no meaning"),
+            ("n_coarse: 32, tree_sae: {interval: 0.2}", "train.saes[0].tree_sae.interval exceeds max_interval"),
+            ("n_coarse: 32, tree_sae: {interval: 0}", "train.saes[0].tree_sae.interval = 0 must be a positive number"),
+            ("n_coarse: 32, tree_sae: {growth: .nan}", "train.saes[0].tree_sae.growth = NaN must be at least 1"),
+            ("n_coarse: 32, tree_sae: {root_reset: 2}", "train.saes[0].tree_sae.root_reset = 2 must lie between"),
+            ("n_coarse: 32, tree_sae: {active_above: -1}", "train.saes[0].tree_sae.active_above = -1 must be zero or"),
+            ("n_coarse: 32, tree_sae: {eligible_within: 0}", "train.saes[0].tree_sae.eligible_within = 0 must be"),
+        ],
+    );
     let error = error_of("source: {synthetic: {}}\ntrain: {saes: [{name: a, arch: topk, tree_sae: {}}]}\n");
     assert!(error.contains("train.saes[0].tree_sae belongs to arch tree-sae, not Topk"), "{error}");
 }
@@ -99,21 +107,27 @@ fn what_changes_over_training_is_refused_by_the_key_that_does_not_fit() {
     ] {
         parse(&pipeline(keys)).unwrap();
     }
-    for (keys, expected) in [
-        ("arch: vanilla, k_anneal: {}", "train.saes[0].k_anneal goes with select: topk or batchtopk"),
-        ("arch: matching-pursuit, k_anneal: {}", "train.saes[0].k_anneal goes with select: topk or batchtopk"),
-        ("arch: tree-sae, n_coarse: 32, k_anneal: {}", "train.saes[0].k_anneal goes with select: topk or batchtopk"),
-        ("arch: topk, k_anneal: {times: 0.5}", "train.saes[0].k_anneal.times = 0.5 must be at least 1"),
-        ("arch: topk, k_anneal: {times: .nan}", "train.saes[0].k_anneal.times = NaN must be at least 1"),
-        ("arch: topk, k_anneal: {until: 1.5}", "train.saes[0].k_anneal.until = 1.5 must lie between 0 and 1"),
-        ("n_coarse: 32, prefixes: {sort_at: 0.2}", "sort_at = 0.2 lies before curriculum.fine_full_at = 0.3"),
-        ("n_coarse: 32, prefixes: {sort_at: 0.9}", "before tree.freeze_from = 0.85"),
-        ("n_coarse: 32, prefixes: {sort_at: 0}", "train.saes[0].prefixes.sort_at = 0 must lie between 0 and 1"),
-        ("n_coarse: 32, prefixes: {beta_end: -1}", "train.saes[0].prefixes.beta_end = -1 must be zero or"),
-    ] {
-        let error = error_of(&pipeline(keys));
-        assert!(error.contains(expected), "{keys}: {error}");
-    }
+    assert_refused(
+        &pipeline,
+        &[
+            ("arch: vanilla, k_anneal: {}", "train.saes[0].k_anneal goes with select: topk or batchtopk"),
+            ("arch: matching-pursuit, k_anneal: {}", "train.saes[0].k_anneal goes with select: topk or batchtopk"),
+            (
+                "arch: tree-sae, n_coarse: 32, k_anneal: {}",
+                "train.saes[0].k_anneal goes with select: topk or batchtopk",
+            ),
+            ("arch: topk, k_anneal: {times: 0.5}", "train.saes[0].k_anneal.times = 0.5 must be at least 1"),
+            ("arch: topk, k_anneal: {times: .nan}", "train.saes[0].k_anneal.times = NaN must be at least 1"),
+            ("arch: topk, k_anneal: {until: 1.5}", "train.saes[0].k_anneal.until = 1.5 must lie between 0 and 1"),
+            ("n_coarse: 32, prefixes: {sort_at: 0.2}", "sort_at = 0.2 lies before curriculum.fine_full_at = 0.3"),
+            ("n_coarse: 32, prefixes: {sort_at: 0.9}", "before tree.freeze_from = 0.85"),
+            ("n_coarse: 32, prefixes: {sort_at: 0}", "train.saes[0].prefixes.sort_at = 0 must lie between 0 and 1"),
+            (
+                "n_coarse: 32, prefixes: {beta_end: -1}",
+                "train.saes[0].prefixes.beta_end = -1 must be a positive number",
+            ),
+        ],
+    );
 }
 
 #[test]
@@ -128,24 +142,24 @@ fn a_synthetic_source_is_refused_by_the_key_that_does_not_fit_it() {
     }
     assert_eq!(recipe("preset: half, depth: 0").n_in_trees(), Some(0));
     assert_eq!(recipe("preset: half").n_train, None);
-    for (keys, expected) in [
-        ("preset: huge", "huge"),
-        ("n_parents: 3", "n_parents"),
-        ("p_child: 0.3", "source.synthetic.p_child has no meaning with loose: false"),
-        ("loose: true, p_max: 0.3", "source.synthetic.p_max has no meaning with loose: true"),
-        ("loose: true, compensate: true", "source.synthetic.compensate has no meaning with loose: true"),
-        ("n_features: 600", "source.synthetic.n_features = 600 is too few for 8 trees of branching 4 and depth 3"),
-        ("depth: 99", "source.synthetic.n_features = 1024 is too few"),
-        ("p_max: 1.5", "source.synthetic.p_max = 1.5 must lie between 0 and 1"),
-        ("p_min: 0.5", "source.synthetic.p_min = 0.5 exceeds p_max = 0.4"),
-        ("magnitude_last: 0", "source.synthetic.magnitude_last = 0 must be a positive number"),
-        ("noise_std: .nan", "source.synthetic.noise_std = NaN"),
-        ("n_train: 0", "source.synthetic.n_train = 0 must be at least 1"),
-        ("n_heldout: 64", "source.synthetic.n_heldout = 64 is one document of 64 rows"),
-    ] {
-        let error = error_of(&pipeline(keys));
-        assert!(error.contains(expected), "{keys}: {error}");
-    }
+    assert_refused(
+        &pipeline,
+        &[
+            ("preset: huge", "huge"),
+            ("n_parents: 3", "n_parents"),
+            ("p_child: 0.3", "source.synthetic.p_child has no meaning with loose: false"),
+            ("loose: true, p_max: 0.3", "source.synthetic.p_max has no meaning with loose: true"),
+            ("loose: true, compensate: true", "source.synthetic.compensate has no meaning with loose: true"),
+            ("n_features: 600", "source.synthetic.n_features = 600 is too few for 8 trees of branching 4 and depth 3"),
+            ("depth: 99", "source.synthetic.n_features = 1024 is too few"),
+            ("p_max: 1.5", "source.synthetic.p_max = 1.5 must lie between 0 and 1"),
+            ("p_min: 0.5", "source.synthetic.p_min = 0.5 exceeds p_max = 0.4"),
+            ("magnitude_last: 0", "source.synthetic.magnitude_last = 0 must be a positive number"),
+            ("noise_std: .nan", "source.synthetic.noise_std = NaN"),
+            ("n_train: 0", "source.synthetic.n_train = 0 must be at least 1"),
+            ("n_heldout: 64", "source.synthetic.n_heldout = 64 is one document of 64 rows"),
+        ],
+    );
 }
 
 #[test]
