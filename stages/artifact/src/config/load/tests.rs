@@ -71,7 +71,7 @@ fn a_tree_sae_is_refused_by_the_key_that_does_not_fit_it() {
     let other = parse(&pipeline("n_coarse: 32, k_coarse: 30, tree_sae: {growth: 1, active_above: 0}")).unwrap();
     assert_eq!(other.train.saes[0].tree_sae().map(|tree| (tree.growth, tree.interval)), Some((1.0, 0.03)));
     assert_refused(
-        &pipeline,
+        pipeline,
         &[
             ("k: 8", "train.saes[0].n_coarse = 0 must be at least 1"),
             ("n_coarse: 32, k: 1", "train.saes[0].k = 1 leaves nothing for one of the levels"),
@@ -108,7 +108,7 @@ fn what_changes_over_training_is_refused_by_the_key_that_does_not_fit() {
         parse(&pipeline(keys)).unwrap();
     }
     assert_refused(
-        &pipeline,
+        pipeline,
         &[
             ("arch: vanilla, k_anneal: {}", "train.saes[0].k_anneal goes with select: topk or batchtopk"),
             ("arch: matching-pursuit, k_anneal: {}", "train.saes[0].k_anneal goes with select: topk or batchtopk"),
@@ -143,7 +143,7 @@ fn a_synthetic_source_is_refused_by_the_key_that_does_not_fit_it() {
     assert_eq!(recipe("preset: half, depth: 0").n_in_trees(), Some(0));
     assert_eq!(recipe("preset: half").n_train, None);
     assert_refused(
-        &pipeline,
+        pipeline,
         &[
             ("preset: huge", "huge"),
             ("n_parents: 3", "n_parents"),
