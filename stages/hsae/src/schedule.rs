@@ -1,7 +1,7 @@
 //! What changes over training: learning rates, the curriculum's budgets, the gate, the prefixes of a step. All of it is a
 //! function of the step alone, so that a resumed training needs no memory of it.
 
-use artifact::config::{Prefixes, Sae, Select, Train};
+use artifact::config::{KAnneal, Prefixes, Sae, Select, Train};
 use rand::RngExt;
 
 use crate::select::{Budget, Scope};
@@ -58,7 +58,19 @@ pub(crate) fn full_budget(sae: &Sae) -> Budget {
 
 /// The step before which latents are put in order, if they are.
 pub(crate) fn sorted_before(sae: &Sae, n_steps: u64) -> Option<u64> {
-    sae.prefixes.as_ref()?.sort_at.map(|share| ((share * n_steps as f64).round() as u64).max(1))
+    sae.prefixes.as_ref()?.sorted_before(n_steps)
+}
+
+/// Of an annealed budget, once in a twentieth of training until it rests.
+pub(crate) fn budget_has_fallen(sae: &Sae, step: u64, n_steps: u64) -> bool {
+    let every = (n_steps / 20).max(1);
+    let is_falling = |anneal: &KAnneal| (step.saturating_sub(every) as f64) < anneal.until * n_steps as f64;
+    step > 0 && step.is_multiple_of(every) && sae.k_anneal.as_ref().is_some_and(is_falling)
+}
+
+/// Whether fine latents have less than their budget yet.
+pub(crate) fn is_in_curriculum(sae: &Sae, step: u64, n_steps: u64) -> bool {
+    sae.curriculum().is_some_and(|curriculum| (step as f64) < curriculum.fine_full_at * n_steps as f64)
 }
 
 /// Inner prefix lengths of a step, ascending, each below the number of latents in use.
@@ -120,7 +132,7 @@ fn ramp(share: f64, from: f64, to: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use artifact::config::{Arch, Curriculum, KAnneal};
+    use artifact::config::{Arch, Curriculum};
 
     use super::*;
 
@@ -160,6 +172,18 @@ mod tests {
         let Budget::PerLevel { coarse, fine, .. } = at(40) else { panic!("a budget for each level") };
         assert!((coarse - 24.0).abs() <= 1e-9 && (fine - 16.0).abs() <= 1e-9);
         assert_eq!(at(80), Budget::PerLevel { coarse: 6.0, fine: 4.0, n_coarse: 40 });
+    }
+
+    #[test]
+    fn a_falling_budget_is_looked_at_twenty_times_and_once_when_it_rests() {
+        let sae = |until| Sae { k_anneal: Some(KAnneal { times: 4.0, until }), ..Sae::default() };
+        let looks =
+            |sae: &Sae, n_steps| (0..n_steps).filter(|&step| budget_has_fallen(sae, step, n_steps)).collect::<Vec<_>>();
+        assert_eq!(looks(&sae(0.3), 100), [5, 10, 15, 20, 25, 30]);
+        // Between two looks it may come to rest: the next is the last.
+        assert_eq!(looks(&sae(0.12), 100), [5, 10, 15]);
+        assert!(looks(&Sae::default(), 100).is_empty());
+        assert_eq!(looks(&sae(1.0), 3), [1, 2]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One SAE in training: its state, and what a step does to it. The state is all that a checkpoint has to hold.
 
 mod device;
-mod order;
+pub(crate) mod order;
 mod outcome;
 mod pass;
 mod resample;
@@ -240,8 +240,12 @@ impl Trainer {
         );
         self.follow(&outcome, n_rows);
         self.packed.reconsider(&self.state.weights.w_enc);
+        // A large budget passes so much of the screen that 8 bits do not pay; a smaller one may.
+        if schedule::budget_has_fallen(&self.config, self.state.step, self.n_steps) {
+            self.packed.try_fewer_bits(&self.state.weights.w_enc);
+        }
         self.resample_if_due(uncentered.as_deref().unwrap_or(&x), &x);
-        self.sort_if_due(&outcome.firing.n);
+        self.sort_if_due(outcome.ungated.as_deref().unwrap_or(&outcome.firing.n));
         self.state.step += 1;
         Ok(row)
     }

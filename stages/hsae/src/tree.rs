@@ -10,6 +10,7 @@ use artifact::config::{ParentSet, Tree};
 use rayon::prelude::*;
 
 use crate::sparse::{Columns, SparseRows};
+use crate::trainer::order::in_order;
 
 /// Possible parents that a latent keeps counts of. Up to so many latents, counts are of all pairs.
 const N_PARTNERS: usize = 64;
@@ -73,6 +74,24 @@ impl TreeLearner {
 
     pub fn parents(&self) -> Vec<Option<u32>> {
         self.edges.iter().map(|edge| edge.map(|edge| edge.parent)).collect()
+    }
+
+    /// Latents have other numbers: the one that was `order[j]` is j from here on, with its counts, partners and parent. Only
+    /// where every latent may be a parent.
+    pub(crate) fn renumber(&mut self, order: &[usize]) {
+        let mut number = vec![0u32; self.d_sae];
+        order.iter().enumerate().for_each(|(to, &from)| number[from] = to as u32);
+        in_order(&mut self.partners, order);
+        in_order(&mut self.n11, order);
+        in_order(&mut self.n_counted, order);
+        in_order(&mut self.n1, order);
+        in_order(&mut self.edges, order);
+        let now = |latent: &mut u32| *latent = number[*latent as usize];
+        self.partners.iter_mut().filter(|partner| **partner != NONE).for_each(now);
+        for edge in self.edges.iter_mut().flatten() {
+            now(&mut edge.parent);
+            edge.runner_up.iter_mut().for_each(|(latent, _)| now(latent));
+        }
     }
 
     /// Adds a step's firing, taken before the gate acts, so that the gate does not confirm itself.
@@ -289,6 +308,42 @@ mod tests {
         assert_eq!(learner.parents().iter().flatten().count(), 1);
         // Counted from its first firing on.
         assert!((learner.joint_rate(1, 0) / learner.rate(1) - 1.0).abs() <= 1e-6);
+    }
+
+    #[test]
+    fn a_tree_whose_latents_got_other_numbers_is_the_tree_of_those_numbers() {
+        let order = [3, 1, 4, 0, 2];
+        let renumbered = |rows: &SparseRows| {
+            let mut other = SparseRows::new(5);
+            for t in 0..rows.n_rows() {
+                let is_on = |j: &u32| rows.row(t).0.contains(&(order[*j as usize] as u32));
+                other.push_row((0..5u32).filter(is_on).map(|j| (j, 1.0)));
+            }
+            other
+        };
+        let (mut learner, mut other) =
+            (TreeLearner::new(&Tree::default(), 0, 5), TreeLearner::new(&Tree::default(), 0, 5));
+        for step in 0..50 {
+            let rows = if step < 25 { planted(500, step) } else { renumbered(&planted(500, step)) };
+            learner.observe(&rows, &rows.columns());
+            let rows = renumbered(&planted(500, step));
+            other.observe(&rows, &rows.columns());
+            if step == 24 {
+                learner.choose();
+                assert_eq!(learner.parents(), [None, Some(0), Some(0), None, None]);
+                learner.renumber(&order);
+                // At once: what was chosen stays chosen.
+                assert_eq!(learner.parents(), [None, Some(3), None, None, Some(3)]);
+            }
+        }
+        learner.choose();
+        other.choose();
+        assert_eq!(learner.edges, other.edges);
+        assert_eq!(learner.parents(), [None, Some(3), None, None, Some(3)]);
+        for (child, parent) in (0..5).flat_map(|child| (0..5).map(move |parent| (child, parent))) {
+            assert_eq!(learner.joint_rate(child, parent), other.joint_rate(child, parent), "{child} {parent}");
+            assert_eq!(learner.rate(child), other.rate(child), "{child}");
+        }
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub struct Sae {
     /// The wanted L0: active latents per token, over both levels. Unset: 32, or each of `train.ks`.
     pub k: usize,
     /// A larger budget at first, for SAEs that select by topk or batchtopk. Unset: `k` throughout.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub k_anneal: Option<KAnneal>,
     /// Of which coarse. Unset: both levels compete for one budget, but 13 of 16 for tree-sae, as published (26 of 32).
     pub k_coarse: Option<usize>,
@@ -184,13 +185,13 @@ pub struct Resample {
 }
 
 /// A budget that starts above `k` and falls to it. While many latents are active all learn from every token, which is how an
-/// L1 penalty begins too. `k_anneal_steps` in dictionary_learning is similar.
+/// L1 penalty begins too. `k_anneal_steps` of dictionary_learning is another such schedule, which falls along a line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KAnneal {
     /// The budget of the first step, in multiples of `k`.
     pub times: f64,
-    /// It falls by the same factor in each step, and is `k` from this share of training on.
+    /// It falls by the same factor in each step, and is `k` from this share of training on; above 0.
     pub until: f64,
 }
 
@@ -203,9 +204,10 @@ pub struct Prefixes {
     /// Lengths drawn anew each step, log-uniform between `random_min` and d_sae.
     pub n_random: usize,
     pub random_min: usize,
-    /// At this share of training latents are put in the order of how often they fire, the most frequent first; prefixes, and
-    /// the coarse level, are of others from there on, and the tree's counts begin again. It is made for a `beta` that rises
-    /// from 0 at `anneal_from`, no earlier than this. Not on a GPU. Unset: they stay as they are.
+    /// At this share of training latents are put in the order of how often they fire, the most frequent first: prefixes, and
+    /// the coarse level, are of others from there on. The tree goes along; with `parents: coarse` it begins again. It is made
+    /// for a `beta` that rises from 0 at `anneal_from`, no earlier than this. Not on a GPU. Unset: they stay as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sort_at: Option<f64>,
     /// Weight of each inner reconstruction's error.
     pub beta: f64,
@@ -307,6 +309,13 @@ pub struct AuxK {
     /// false: the error is weighted by the share of `k` that is dead, as SAELens does. true: it is divided by the
     /// residual's variance, as Gao et al. and dictionary_learning do.
     pub normalise: bool,
+}
+
+impl Prefixes {
+    /// The step, of so many, before which latents are put in order.
+    pub fn sorted_before(&self, n_steps: u64) -> Option<u64> {
+        self.sort_at.map(|share| ((share * n_steps as f64).round() as u64).max(1))
+    }
 }
 
 impl Sae {

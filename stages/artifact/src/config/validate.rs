@@ -78,6 +78,7 @@ impl Pipeline {
         for (i, sae) in train.saes.iter().enumerate() {
             let at = format!("train.saes[{}]", train.place(i));
             sae.validate(&at)?;
+            sae.validate_steps(&at, train.n_tokens / train.batch_size as u64)?;
             ensure!(names.insert(&sae.name), "{at}.name = {} is taken by an earlier SAE", sae.name);
         }
         Ok(())
@@ -355,36 +356,54 @@ impl Sae {
 
     fn validate_k_anneal(&self, at: &str) -> Result<()> {
         let Some(anneal) = &self.k_anneal else { return Ok(()) };
-        let fits = !self.has_penalty() && !matches!(self.arch, Arch::MatchingPursuit | Arch::TreeSae);
-        ensure!(
-            fits,
-            "{at}.k_anneal goes with select: topk or batchtopk, not with {:?} and {:?}",
-            self.arch,
-            self.select()
-        );
-        ensure!(
-            anneal.times >= 1.0 && anneal.times.is_finite(),
-            "{at}.k_anneal.times = {} must be at least 1: the budget falls to k",
-            anneal.times
-        );
-        fraction(&format!("{at}.k_anneal.until"), anneal.until)
+        ensure!(!self.has_penalty(), "{at}.k_anneal goes with select: topk or batchtopk, not {:?}", self.select());
+        let has_steps = matches!(self.arch, Arch::MatchingPursuit | Arch::TreeSae);
+        ensure!(!has_steps, "{at}.k_anneal is not there for {:?}, whose budget is the same throughout", self.arch);
+        let (key, times) = (format!("{at}.k_anneal.times"), anneal.times);
+        ensure!(times >= 1.0 && times.is_finite(), "{key} = {times} must be at least 1: the budget falls to k");
+        let of_level = |name: &str, k: usize, n: usize| {
+            ensure!(
+                k as f64 * times <= n as f64,
+                "{key} = {times} makes more of {name} = {k} than there are latents ({n})"
+            );
+            Ok(())
+        };
+        of_level("k", self.k, self.d_sae())?;
+        if let Some(k_coarse) = self.k_coarse() {
+            of_level("k_coarse", k_coarse, self.n_coarse)?;
+            of_level("k − k_coarse", self.k - k_coarse, self.n_fine)?;
+        }
+        let until = anneal.until;
+        ensure!(until > 0.0 && until <= 1.0, "{at}.k_anneal.until = {until} must be above 0 and at most 1");
+        Ok(())
     }
 
-    /// Fine latents have to be in use before they are sorted, and parents to be chosen afterwards.
-    fn validate_sort(&self, key: &str, sort_at: f64) -> Result<()> {
-        inside(key, sort_at, 0.0, 1.0)?;
+    /// What depends on how many steps there are.
+    fn validate_steps(&self, at: &str, n_steps: u64) -> Result<()> {
+        let sorting = self.prefixes.as_ref().and_then(|prefixes| Some((prefixes.sort_at?, prefixes)));
+        let Some((sort_at, prefixes)) = sorting else { return Ok(()) };
+        let sorted_before = prefixes.sorted_before(n_steps).unwrap_or_default();
+        let key = format!("{at}.prefixes.sort_at = {sort_at}");
         if let Some(curriculum) = self.curriculum() {
+            let full_from = (curriculum.fine_full_at * n_steps as f64).ceil() as u64;
             ensure!(
-                curriculum.fine_full_at <= sort_at,
-                "{key} = {sort_at} lies before curriculum.fine_full_at = {}: set curriculum: {{coarse_until: 0, \
-                 fine_full_at: 0}}, or sort later",
+                full_from < sorted_before,
+                "{key} lies before curriculum.fine_full_at = {}: set curriculum: {{coarse_until: 0, fine_full_at: 0}}, or \
+                 sort later",
                 curriculum.fine_full_at
             );
         }
-        if let Some(tree) = self.tree() {
+        // Where all latents may be parents, the tree is kept.
+        if let Some(tree) = self.tree().filter(|tree| tree.parents == ParentSet::Coarse) {
             ensure!(
-                sort_at < tree.freeze_from,
-                "{key} = {sort_at} leaves no time to choose parents anew before tree.freeze_from = {}",
+                tree.gate_from >= sort_at || tree.gate == 0.0,
+                "{key} makes other latents parents, with tree.parents: coarse: set tree.gate_from, which is {}, to no less",
+                tree.gate_from
+            );
+            let chosen_at = sorted_before.next_multiple_of(tree.update_every);
+            ensure!(
+                (chosen_at as f64) < tree.freeze_from * n_steps as f64,
+                "{key} leaves no step, of {n_steps}, to choose parents anew before tree.freeze_from = {}",
                 tree.freeze_from
             );
         }
@@ -415,7 +434,7 @@ impl Sae {
                 positive(&format!("{at}.prefixes.beta_end"), beta)?;
             }
             if let Some(sort_at) = prefixes.sort_at {
-                self.validate_sort(&format!("{at}.prefixes.sort_at"), sort_at)?;
+                inside(&format!("{at}.prefixes.sort_at"), sort_at, 0.0, 1.0)?;
             }
             fraction(&format!("{at}.prefixes.reach"), prefixes.reach)?;
             fraction(&format!("{at}.prefixes.anneal_from"), prefixes.anneal_from)?;

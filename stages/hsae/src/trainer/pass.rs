@@ -90,7 +90,9 @@ impl Trainer {
         }
         self.count_dead(phase, &firing, n_rows);
         found.losses.l1 += pre_act;
-        self.outcome(found, pre_act, tree_losses, firing, gate_strength, phase, &prefixes)
+        let mut outcome = self.outcome(found, pre_act, tree_losses, firing, gate_strength, phase, &prefixes);
+        outcome.ungated = selection.and_then(|selection| selection.ungated).map(|ungated| ungated.firings());
+        outcome
     }
 
     /// The pass of a matching pursuit, which has no encoder. Shapes: x_centered [B, d_model].
@@ -112,6 +114,7 @@ impl Trainer {
             losses: Losses { total: mse, mse, ..Losses::default() },
             tree: TreeLosses::default(),
             firing,
+            ungated: None,
             sum_of_squares: totals.sum_of_squares + of_b_dec,
             along: totals.along,
             squared_error: mse,
@@ -140,6 +143,7 @@ impl Trainer {
             losses,
             tree,
             firing,
+            ungated: None,
             sum_of_squares: found.sum_of_squares,
             along: found.along,
             gate,

@@ -277,8 +277,10 @@ fn sorting_brings_the_frequent_to_the_front_and_changes_nothing_else() {
     let before = trainer.state.clone();
     let counted = &curve[16..];
     let l0: f64 = counted.iter().map(|row| row.l0_coarse + row.l0_fine).sum();
+    // What the gate has taken away is counted too, and the budget is the same with and without it.
     let n: u64 = before.recent_firings.iter().sum();
     assert!((n as f64 / 256.0 - l0).abs() <= 1e-6 * counted.len() as f64, "{n} firings, {l0} a token");
+    assert!(curve[78].gate > 0.0);
 
     trainer.sort();
     let after = &trainer.state;
@@ -301,9 +303,46 @@ fn sorting_brings_the_frequent_to_the_front_and_changes_nothing_else() {
         assert_eq!(before.tokens_since_fired[j], after.tokens_since_fired[to]);
     }
     assert_eq!(before.weights.b_dec, after.weights.b_dec);
+    let (old, new) = (before.tree.as_ref().unwrap().parents(), after.tree.as_ref().unwrap().parents());
+    assert!(old.iter().flatten().count() >= 2, "{old:?}");
+    let number =
+        |parent: Option<u32>| parent.map(|parent| from.iter().position(|&j| j == parent as usize).unwrap() as u32);
+    assert!((0..12).all(|to| new[to] == number(old[from[to]])), "{old:?} {new:?} {from:?}");
     // The packed encoder follows: the next loss goes on from where it was.
     let loss = trainer.step(planted(256, 79)).unwrap().mse;
     assert!((loss / curve[78].mse - 1.0).abs() <= 0.2, "{loss} after {}", curve[78].mse);
+}
+
+#[test]
+fn a_tree_of_coarse_parents_begins_again_where_others_are_coarse() {
+    let tree = Tree { parents: artifact::config::ParentSet::Coarse, gate_from: 0.5, gate_to: 0.6, ..Tree::default() };
+    let config = Sae { tree: Some(Tree { update_every: 5, ..tree }), ..sorted(Arch::Hiersae) };
+    let mut trainer = Trainer::new(&config, &train(), 7, &[0.0; D_MODEL]);
+    run(&mut trainer, 79);
+    let edges = |trainer: &Trainer| trainer.state.tree.as_ref().unwrap().parents();
+    assert!(edges(&trainer).iter().flatten().count() >= 1);
+    run(&mut trainer, 80);
+    assert!(edges(&trainer).iter().all(Option::is_none));
+    run(&mut trainer, 200);
+    let edges = edges(&trainer);
+    assert!(edges[..5].iter().all(Option::is_none) && edges.iter().flatten().count() >= 1, "{edges:?}");
+}
+
+#[test]
+fn the_own_parameters_of_an_sae_are_sorted_too() {
+    let config = Sae { select: Some(Select::Jumprelu), k_anneal: None, ..sorted(Arch::Hiersae) };
+    let mut trainer = Trainer::new(&config, &train(), 7, &[0.0; D_MODEL]);
+    run(&mut trainer, 79);
+    let before = trainer.state.clone();
+    trainer.sort();
+    let w_dec = |state: &TrainerState, j: usize| state.weights.w_dec[j * D_MODEL..][..D_MODEL].to_vec();
+    for j in 0..12 {
+        let to = (0..12).find(|&to| w_dec(&trainer.state, to) == w_dec(&before, j)).unwrap();
+        assert_eq!(before.weights.own[0][j], trainer.state.weights.own[0][to]);
+        assert_eq!(before.adam.second.own[0][j], trainer.state.adam.second.own[0][to]);
+    }
+    let thresholds = &before.weights.own[0];
+    assert!(thresholds.iter().any(|&threshold| threshold != thresholds[0]), "they tell latents apart");
 }
 
 #[test]

@@ -104,6 +104,8 @@ fn what_changes_over_training_is_refused_by_the_key_that_does_not_fit() {
         "arch: topk, k_anneal: {}",
         "n_coarse: 32, curriculum: {coarse_until: 0, fine_full_at: 0}, prefixes: {sort_at: 0.4, beta: 0, beta_end: 0.3}",
         "arch: matryoshka, n_coarse: 32, k_anneal: {times: 1, until: 1}, prefixes: {sort_at: 0.9}",
+        "n_coarse: 32, prefixes: {sort_at: 0.9}",
+        "n_coarse: 32, prefixes: {sort_at: 0.5}, tree: {parents: coarse, gate_from: 0.5, gate_to: 0.6}",
     ] {
         parse(&pipeline(keys)).unwrap();
     }
@@ -111,16 +113,27 @@ fn what_changes_over_training_is_refused_by_the_key_that_does_not_fit() {
         pipeline,
         &[
             ("arch: vanilla, k_anneal: {}", "train.saes[0].k_anneal goes with select: topk or batchtopk"),
-            ("arch: matching-pursuit, k_anneal: {}", "train.saes[0].k_anneal goes with select: topk or batchtopk"),
-            (
-                "arch: tree-sae, n_coarse: 32, k_anneal: {}",
-                "train.saes[0].k_anneal goes with select: topk or batchtopk",
-            ),
+            ("arch: matching-pursuit, k_anneal: {}", "train.saes[0].k_anneal is not there for MatchingPursuit"),
+            ("arch: tree-sae, n_coarse: 32, k_anneal: {}", "train.saes[0].k_anneal is not there for TreeSae"),
             ("arch: topk, k_anneal: {times: 0.5}", "train.saes[0].k_anneal.times = 0.5 must be at least 1"),
             ("arch: topk, k_anneal: {times: .nan}", "train.saes[0].k_anneal.times = NaN must be at least 1"),
-            ("arch: topk, k_anneal: {until: 1.5}", "train.saes[0].k_anneal.until = 1.5 must lie between 0 and 1"),
+            ("arch: topk, k_anneal: {times: 12.5}", "train.saes[0].k_anneal.times = 12.5 makes more of k = 8"),
+            (
+                "arch: matryoshka, n_coarse: 9, k_coarse: 5, k_anneal: {times: 2}",
+                "train.saes[0].k_anneal.times = 2 makes more of k_coarse = 5 than there are latents (9)",
+            ),
+            ("arch: topk, k_anneal: {until: 1.5}", "train.saes[0].k_anneal.until = 1.5 must be above 0 and at most 1"),
+            ("arch: topk, k_anneal: {until: 0}", "train.saes[0].k_anneal.until = 0 must be above 0 and at most 1"),
             ("n_coarse: 32, prefixes: {sort_at: 0.2}", "sort_at = 0.2 lies before curriculum.fine_full_at = 0.3"),
-            ("n_coarse: 32, prefixes: {sort_at: 0.9}", "before tree.freeze_from = 0.85"),
+            ("n_coarse: 32, prefixes: {sort_at: 0.3}", "sort_at = 0.3 lies before curriculum.fine_full_at = 0.3"),
+            (
+                "n_coarse: 32, prefixes: {sort_at: 0.5}, tree: {parents: coarse}",
+                "set tree.gate_from, which is 0.2, to no less",
+            ),
+            (
+                "n_coarse: 32, prefixes: {sort_at: 0.84}, tree: {parents: coarse, gate_from: 0.85, gate_to: 0.9, update_every: 5000}",
+                "to choose parents anew before tree.freeze_from = 0.85",
+            ),
             ("n_coarse: 32, prefixes: {sort_at: 0}", "train.saes[0].prefixes.sort_at = 0 must lie between 0 and 1"),
             (
                 "n_coarse: 32, prefixes: {beta_end: -1}",

@@ -63,6 +63,11 @@ fn what_eight_bits_cannot_tell_apart_gets_more() {
             assert_eq!(packed.path() == path, path != Path::Avx512Vnni || bound > 0.0, "{path:?} {bound}");
             let input = EncoderInput { x_centered: x, w_enc: &w_enc, b_enc: &b_enc, d_model, packed: &packed };
             assert!(collect(input, Bounds::above(bound)) == before, "{path:?} {bound}");
+            // And there is a way back, for whatever comes next.
+            packed.try_fewer_bits(&w_enc);
+            assert_eq!(packed.path(), Path::detect());
+            let input = EncoderInput { x_centered: x, w_enc: &w_enc, b_enc: &b_enc, d_model, packed: &packed };
+            assert!(collect(input, Bounds::above(bound)) == before, "{path:?} {bound}");
         }
     }
 }

@@ -134,6 +134,13 @@ impl PackedEncoder {
         }
     }
 
+    /// Goes back to as few bits as the processor has, to be reconsidered by what passes them from here on.
+    pub(crate) fn try_fewer_bits(&mut self, w_enc: &[f32]) {
+        if self.path != Path::detect() {
+            *self = Self::pack(Path::detect(), w_enc, self.d_model);
+        }
+    }
+
     /// The panels one by one, each with its norms, for packing by whoever has just changed these rows.
     pub(crate) fn blocks(&mut self) -> impl IndexedParallelIterator<Item = PanelMut<'_>> {
         let (d_model, format, balance) = (self.d_model, self.path.format(), &self.balance);

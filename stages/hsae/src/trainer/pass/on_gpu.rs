@@ -70,6 +70,7 @@ impl Trainer {
             losses,
             tree: TreeLosses::default(),
             firing: Firing { n: found.firings, sum_acts: found.sum_acts },
+            ungated: None,
             sum_of_squares: f64::from(found.grad_norm).powi(2),
             along: Vec::new(),
             gate: gate_strength,
