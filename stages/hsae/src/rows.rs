@@ -62,3 +62,9 @@ vectorised! {
         (sum, sum_of_squares)
     }
 }
+
+/// Rows of a matrix with as many as there are in `order`, of which the j-th is to be the one that was `order[j]`.
+pub(crate) fn in_order<T: Copy>(rows: &mut Vec<T>, order: &[usize]) {
+    let width = rows.len() / order.len();
+    *rows = order.iter().flat_map(|&j| &rows[j * width..(j + 1) * width]).copied().collect();
+}

@@ -9,6 +9,10 @@ use crate::select::{Budget, Scope};
 /// Budget of the coarse-only phase, as a share of k: in the study behind science.md the coarse latents of a finished SAE
 /// used about this share.
 const COARSE_ONLY_SHARE: f64 = 0.6;
+/// Firings that put latents in order are counted over so many steps.
+const N_COUNTED: u64 = 64;
+/// Packing an encoder for nothing is to be rare.
+const LEAST_STEPS_BETWEEN_LOOKS: u64 = 20;
 
 /// One step's settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,14 +67,17 @@ pub(crate) fn sorted_before(sae: &Sae, n_steps: u64) -> Option<u64> {
 
 /// Of an annealed budget, once in a twentieth of training until it rests.
 pub(crate) fn budget_has_fallen(sae: &Sae, step: u64, n_steps: u64) -> bool {
-    let every = (n_steps / 20).max(1);
+    let every = (n_steps / 20).max(LEAST_STEPS_BETWEEN_LOOKS);
     let is_falling = |anneal: &KAnneal| (step.saturating_sub(every) as f64) < anneal.until * n_steps as f64;
     step > 0 && step.is_multiple_of(every) && sae.k_anneal.as_ref().is_some_and(is_falling)
 }
 
-/// Whether fine latents have less than their budget yet.
-pub(crate) fn is_in_curriculum(sae: &Sae, step: u64, n_steps: u64) -> bool {
-    sae.curriculum().is_some_and(|curriculum| (step as f64) < curriculum.fine_full_at * n_steps as f64)
+/// Whether a step's firings say in which order latents will be put.
+pub(crate) fn counts_for_order(sae: &Sae, step: u64, n_steps: u64) -> bool {
+    let is_just_before = |end: u64| (end.saturating_sub(N_COUNTED)..end).contains(&step);
+    // While the fine level has less than its budget, the coarse one fires more than it will.
+    let full_from = sae.curriculum().map_or(0.0, |curriculum| curriculum.fine_full_at * n_steps as f64);
+    sorted_before(sae, n_steps).is_some_and(is_just_before) && step as f64 >= full_from
 }
 
 /// Inner prefix lengths of a step, ascending, each below the number of latents in use.
@@ -175,15 +182,29 @@ mod tests {
     }
 
     #[test]
+    fn firings_are_counted_just_before_the_sort_and_after_the_curriculum() {
+        let prefixes = Some(Prefixes { sort_at: Some(0.5), ..Prefixes::default() });
+        let counted = |fine_full_at, n_steps: u64| {
+            let curriculum = Some(Curriculum { coarse_until: 0.0, fine_full_at, ..Curriculum::default() });
+            let sae = Sae { prefixes: prefixes.clone(), curriculum, ..hiersae() };
+            (0..n_steps).filter(|&step| counts_for_order(&sae, step, n_steps)).collect::<Vec<_>>()
+        };
+        assert_eq!(counted(0.0, 400), (136..200).collect::<Vec<_>>());
+        assert_eq!(counted(0.4, 400), (160..200).collect::<Vec<_>>());
+        assert_eq!(counted(0.0, 20), (0..10).collect::<Vec<_>>());
+        assert!((0..400).all(|step| !counts_for_order(&hiersae(), step, 400)));
+    }
+
+    #[test]
     fn a_falling_budget_is_looked_at_twenty_times_and_once_when_it_rests() {
         let sae = |until| Sae { k_anneal: Some(KAnneal { times: 4.0, until }), ..Sae::default() };
         let looks =
             |sae: &Sae, n_steps| (0..n_steps).filter(|&step| budget_has_fallen(sae, step, n_steps)).collect::<Vec<_>>();
-        assert_eq!(looks(&sae(0.3), 100), [5, 10, 15, 20, 25, 30]);
+        assert_eq!(looks(&sae(0.3), 1000), [50, 100, 150, 200, 250, 300]);
         // Between two looks it may come to rest: the next is the last.
-        assert_eq!(looks(&sae(0.12), 100), [5, 10, 15]);
-        assert!(looks(&Sae::default(), 100).is_empty());
-        assert_eq!(looks(&sae(1.0), 3), [1, 2]);
+        assert_eq!(looks(&sae(0.12), 1000), [50, 100, 150]);
+        assert!(looks(&Sae::default(), 1000).is_empty());
+        assert_eq!(looks(&sae(1.0), 50), [20, 40]);
     }
 
     #[test]

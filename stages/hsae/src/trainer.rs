@@ -1,7 +1,7 @@
 //! One SAE in training: its state, and what a step does to it. The state is all that a checkpoint has to hold.
 
 mod device;
-pub(crate) mod order;
+mod order;
 mod outcome;
 mod pass;
 mod resample;

@@ -364,7 +364,7 @@ impl Sae {
         let of_level = |name: &str, k: usize, n: usize| {
             ensure!(
                 k as f64 * times <= n as f64,
-                "{key} = {times} makes more of {name} = {k} than there are latents ({n})"
+                "{key} = {times} begins with {name} = {k} times that, and there are {n}"
             );
             Ok(())
         };
@@ -384,12 +384,13 @@ impl Sae {
         let Some((sort_at, prefixes)) = sorting else { return Ok(()) };
         let sorted_before = prefixes.sorted_before(n_steps).unwrap_or_default();
         let key = format!("{at}.prefixes.sort_at = {sort_at}");
+        ensure!(sorted_before < n_steps, "{key} leaves none of {n_steps} steps to train in that order");
         if let Some(curriculum) = self.curriculum() {
             let full_from = (curriculum.fine_full_at * n_steps as f64).ceil() as u64;
             ensure!(
                 full_from < sorted_before,
-                "{key} lies before curriculum.fine_full_at = {}: set curriculum: {{coarse_until: 0, fine_full_at: 0}}, or \
-                 sort later",
+                "{key} leaves no step, of {n_steps}, after curriculum.fine_full_at = {} to count firings in: set curriculum: \
+                 {{coarse_until: 0, fine_full_at: 0}}, or sort later",
                 curriculum.fine_full_at
             );
         }
@@ -400,11 +401,12 @@ impl Sae {
                 "{key} makes other latents parents, with tree.parents: coarse: set tree.gate_from, which is {}, to no less",
                 tree.gate_from
             );
-            let chosen_at = sorted_before.next_multiple_of(tree.update_every);
             ensure!(
-                (chosen_at as f64) < tree.freeze_from * n_steps as f64,
-                "{key} leaves no step, of {n_steps}, to choose parents anew before tree.freeze_from = {}",
-                tree.freeze_from
+                ((sorted_before + tree.update_every) as f64) < tree.freeze_from * n_steps as f64,
+                "{key} leaves too few steps, of {n_steps}, to choose parents anew before tree.freeze_from = {}: they are \
+                 chosen every {}",
+                tree.freeze_from,
+                tree.update_every
             );
         }
         Ok(())

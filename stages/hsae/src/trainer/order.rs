@@ -4,24 +4,18 @@
 use artifact::config::ParentSet;
 
 use super::Trainer;
+use crate::rows::in_order;
 use crate::schedule;
 use crate::tree::TreeLearner;
-
-/// Firings are counted over so many steps before.
-const N_COUNTED: u64 = 64;
 
 impl Trainer {
     /// At the end of a step in which latents were active so often, [d_sae]: what a gate would take away counts, as it does for
     /// the tree.
     pub(super) fn sort_if_due(&mut self, firings: &[u64]) {
-        let Some(sorted_before) = schedule::sorted_before(&self.config, self.n_steps) else { return };
-        let next = self.state.step + 1;
-        let is_counted = next + N_COUNTED > sorted_before && next <= sorted_before;
-        // While the fine level has less than its budget, the coarse one fires more than it will.
-        if is_counted && !schedule::is_in_curriculum(&self.config, self.state.step, self.n_steps) {
+        if schedule::counts_for_order(&self.config, self.state.step, self.n_steps) {
             self.state.recent_firings.iter_mut().zip(firings).for_each(|(sum, n)| *sum += n);
         }
-        if next == sorted_before {
+        if schedule::sorted_before(&self.config, self.n_steps) == Some(self.state.step + 1) {
             self.sort();
         }
     }
@@ -48,10 +42,4 @@ impl Trainer {
         }
         self.repack();
     }
-}
-
-/// Rows of a matrix with as many as there are in `order`, of which the j-th is to be the one that was `order[j]`.
-pub(crate) fn in_order<T: Copy>(rows: &mut Vec<T>, order: &[usize]) {
-    let width = rows.len() / order.len();
-    *rows = order.iter().flat_map(|&j| &rows[j * width..(j + 1) * width]).copied().collect();
 }

@@ -9,7 +9,8 @@ pub(super) struct Outcome {
     pub(super) losses: Losses,
     pub(super) tree: TreeLosses,
     pub(super) firing: Firing,
-    /// Tokens on which each latent would have been active without the tree's gate, [d_sae]. None where it did nothing.
+    /// Tokens on which each latent would have been active without the tree's gate, [d_sae]. None where it did nothing, or
+    /// nobody asks.
     pub(super) ungated: Option<Vec<u64>>,
     /// See `Found`.
     pub(super) sum_of_squares: f64,

@@ -12,7 +12,7 @@ use crate::archs::{Dictionary, PreActLoss};
 use crate::gradients::Extra;
 use crate::kernels::{EncoderInput, Prefixes, finish_rows};
 use crate::objective::{AuxK, Found, Losses, Objective};
-use crate::schedule::Phase;
+use crate::schedule::{self, Phase};
 use crate::select::{Budget, Gate, Selection, select_above, select_batch};
 use crate::sparse::Columns;
 use crate::tree::TreeLearner;
@@ -91,7 +91,9 @@ impl Trainer {
         self.count_dead(phase, &firing, n_rows);
         found.losses.l1 += pre_act;
         let mut outcome = self.outcome(found, pre_act, tree_losses, firing, gate_strength, phase, &prefixes);
-        outcome.ungated = selection.and_then(|selection| selection.ungated).map(|ungated| ungated.firings());
+        if schedule::counts_for_order(&self.config, self.state.step, self.n_steps) {
+            outcome.ungated = selection.and_then(|selection| selection.ungated).map(|ungated| ungated.firings());
+        }
         outcome
     }
 

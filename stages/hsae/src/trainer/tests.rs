@@ -271,16 +271,21 @@ fn sorted(arch: Arch) -> Sae {
 
 #[test]
 fn sorting_brings_the_frequent_to_the_front_and_changes_nothing_else() {
-    let mut trainer = Trainer::new(&sorted(Arch::Hiersae), &train(), 7, &[0.0; D_MODEL]);
-    let curve = run(&mut trainer, 79);
+    // Without decay the tree's counts are plain ones, of what the gate has not touched.
+    let tree = Some(Tree { decay: 1.0, update_every: 5, ..Tree::default() });
+    let mut trainer = Trainer::new(&Sae { tree, ..sorted(Arch::Hiersae) }, &train(), 7, &[0.0; D_MODEL]);
+    let n1 = |trainer: &Trainer| trainer.state.tree.as_ref().unwrap().n1.clone();
+    let mut curve = run(&mut trainer, 16);
+    let n1_before = n1(&trainer);
+    curve.extend(run(&mut trainer, 79));
     assert!(curve[0].l0_coarse + curve[0].l0_fine > 4.0 && curve.iter().all(|row| row.mse_prefixes == 0.0));
     let before = trainer.state.clone();
-    let counted = &curve[16..];
-    let l0: f64 = counted.iter().map(|row| row.l0_coarse + row.l0_fine).sum();
-    // What the gate has taken away is counted too, and the budget is the same with and without it.
-    let n: u64 = before.recent_firings.iter().sum();
-    assert!((n as f64 / 256.0 - l0).abs() <= 1e-6 * counted.len() as f64, "{n} firings, {l0} a token");
-    assert!(curve[78].gate > 0.0);
+    for (j, (n1, n1_before)) in n1(&trainer).into_iter().zip(n1_before).enumerate() {
+        assert_eq!(before.recent_firings[j] as f32, n1 - n1_before, "{j}");
+    }
+    let coarse: u64 = before.recent_firings[..5].iter().sum();
+    let gated: f64 = curve[16..].iter().map(|row| 256.0 * row.l0_coarse).sum();
+    assert!((coarse as f64 - gated).abs() >= 1.0, "the gate acts: {coarse} {gated}");
 
     trainer.sort();
     let after = &trainer.state;
@@ -341,6 +346,7 @@ fn the_own_parameters_of_an_sae_are_sorted_too() {
         assert_eq!(before.weights.own[0][j], trainer.state.weights.own[0][to]);
         assert_eq!(before.adam.second.own[0][j], trainer.state.adam.second.own[0][to]);
     }
+    assert!(w_dec(&trainer.state, 0) != w_dec(&before, 0));
     let thresholds = &before.weights.own[0];
     assert!(thresholds.iter().any(|&threshold| threshold != thresholds[0]), "they tell latents apart");
 }
@@ -348,8 +354,11 @@ fn the_own_parameters_of_an_sae_are_sorted_too() {
 #[test]
 fn a_sorted_training_ends_at_its_budget_the_same_after_an_interruption() {
     let folder = tempfile::tempdir().unwrap();
-    for arch in [Arch::Matryoshka, Arch::Hiersae] {
-        let new = || Trainer::new(&sorted(arch), &train(), 7, &[0.0; D_MODEL]);
+    let by = |rule| Tree { rule, update_every: 5, ..Tree::default() };
+    let trees = [TreeRule::Mi, TreeRule::Random, TreeRule::Permuted].map(|rule| (Arch::Hiersae, Some(by(rule))));
+    for (arch, tree) in [(Arch::Matryoshka, None)].into_iter().chain(trees) {
+        let config = Sae { tree, ..sorted(arch) };
+        let new = || Trainer::new(&config, &train(), 7, &[0.0; D_MODEL]);
         let mut whole = new();
         let curve = run(&mut whole, 200);
         let last = &curve[199];
@@ -360,14 +369,23 @@ fn a_sorted_training_ends_at_its_budget_the_same_after_an_interruption() {
             run(&mut first, stop);
             // Counted from step 16 on, and sorted before step 80.
             let is_counting = first.state.recent_firings.iter().any(|&n| n > 0);
-            assert_eq!(is_counting, (16..80).contains(&stop), "{arch:?}, after {stop} steps");
+            assert_eq!(is_counting, (16..80).contains(&stop), "{:?}, after {stop} steps", config.tree);
             checkpoint::save(folder.path(), "key", &first, &[]).unwrap();
             let mut second = new();
             checkpoint::resume(folder.path(), "key", &mut second).unwrap().unwrap();
             run(&mut second, 200);
-            assert!(second.state == whole.state, "{arch:?}, stopped at {stop}");
+            assert!(second.state == whole.state, "{:?}, stopped at {stop}", config.tree);
         }
     }
+}
+
+#[test]
+fn eight_bits_are_tried_again_as_the_budget_falls() {
+    let mut trainer = Trainer::new(&sorted(Arch::Matryoshka), &train(), 7, &[0.0; D_MODEL]);
+    run(&mut trainer, 20);
+    trainer.packed = PackedEncoder::pack(Path::F32, &trainer.state.weights.w_enc, D_MODEL);
+    run(&mut trainer, 21);
+    assert_eq!(trainer.packed.path(), Path::detect());
 }
 
 /// Sizes at which every kernel has several blocks of everything, and none is full.

@@ -117,23 +117,33 @@ fn what_changes_over_training_is_refused_by_the_key_that_does_not_fit() {
             ("arch: tree-sae, n_coarse: 32, k_anneal: {}", "train.saes[0].k_anneal is not there for TreeSae"),
             ("arch: topk, k_anneal: {times: 0.5}", "train.saes[0].k_anneal.times = 0.5 must be at least 1"),
             ("arch: topk, k_anneal: {times: .nan}", "train.saes[0].k_anneal.times = NaN must be at least 1"),
-            ("arch: topk, k_anneal: {times: 12.5}", "train.saes[0].k_anneal.times = 12.5 makes more of k = 8"),
+            (
+                "arch: topk, k_anneal: {times: 12.5}",
+                "k_anneal.times = 12.5 begins with k = 8 times that, and there are 96",
+            ),
             (
                 "arch: matryoshka, n_coarse: 9, k_coarse: 5, k_anneal: {times: 2}",
-                "train.saes[0].k_anneal.times = 2 makes more of k_coarse = 5 than there are latents (9)",
+                "k_anneal.times = 2 begins with k_coarse = 5 times that, and there are 9",
             ),
             ("arch: topk, k_anneal: {until: 1.5}", "train.saes[0].k_anneal.until = 1.5 must be above 0 and at most 1"),
             ("arch: topk, k_anneal: {until: 0}", "train.saes[0].k_anneal.until = 0 must be above 0 and at most 1"),
-            ("n_coarse: 32, prefixes: {sort_at: 0.2}", "sort_at = 0.2 lies before curriculum.fine_full_at = 0.3"),
-            ("n_coarse: 32, prefixes: {sort_at: 0.3}", "sort_at = 0.3 lies before curriculum.fine_full_at = 0.3"),
+            (
+                "n_coarse: 32, prefixes: {sort_at: 0.2}",
+                "sort_at = 0.2 leaves no step, of 976, after curriculum.fine_full_at = 0.3",
+            ),
+            (
+                "n_coarse: 32, prefixes: {sort_at: 0.3}",
+                "sort_at = 0.3 leaves no step, of 976, after curriculum.fine_full_at = 0.3",
+            ),
             (
                 "n_coarse: 32, prefixes: {sort_at: 0.5}, tree: {parents: coarse}",
                 "set tree.gate_from, which is 0.2, to no less",
             ),
             (
-                "n_coarse: 32, prefixes: {sort_at: 0.84}, tree: {parents: coarse, gate_from: 0.85, gate_to: 0.9, update_every: 5000}",
-                "to choose parents anew before tree.freeze_from = 0.85",
+                "n_coarse: 32, prefixes: {sort_at: 0.82}, tree: {parents: coarse, gate_from: 0.82, gate_to: 0.9}",
+                "to choose parents anew before tree.freeze_from = 0.85: they are chosen every 50",
             ),
+            ("n_coarse: 32, prefixes: {sort_at: 0.9999}", "sort_at = 0.9999 leaves none of 976 steps"),
             ("n_coarse: 32, prefixes: {sort_at: 0}", "train.saes[0].prefixes.sort_at = 0 must lie between 0 and 1"),
             (
                 "n_coarse: 32, prefixes: {beta_end: -1}",

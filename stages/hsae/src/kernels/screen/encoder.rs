@@ -114,7 +114,7 @@ impl PackedEncoder {
     }
 
     /// Notes how much passed the screen, of all latents of so many tokens: while a curriculum looks at the first alone, their
-    /// share says nothing about later steps, and there is no way back to fewer bits.
+    /// share says nothing about later steps, and fewer bits are seldom tried again.
     pub(crate) fn note(&self, n_settled: usize, n_rows: usize) {
         self.n_settled.fetch_add(n_settled as u64, Ordering::Relaxed);
         self.n_screened.fetch_add((n_rows * self.d_sae) as u64, Ordering::Relaxed);
