@@ -1,5 +1,6 @@
 //! Tests on a small model that the test writes itself, against a forward pass written in the plainest way.
 
+mod families;
 mod forward;
 mod malformed;
 mod naive;
