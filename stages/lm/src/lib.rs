@@ -18,6 +18,7 @@ mod config;
 mod device;
 mod forward;
 mod gguf;
+mod guarded;
 mod hook;
 mod host;
 mod model;

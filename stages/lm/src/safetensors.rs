@@ -82,12 +82,9 @@ impl TensorFiles {
         Ok(())
     }
 
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+    /// The names of all tensors, and the files that they are in.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.tensors.iter().map(|(name, place)| (name.as_str(), self.files[place.file].0.as_path()))
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -97,10 +94,10 @@ impl TensorFiles {
     /// A tensor's values, row-major. Errors: no such tensor, another shape, another kind of number, a value that is not
     /// finite.
     pub(crate) fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let place = self
-            .tensors
-            .get(name)
-            .with_context(|| format!("{}: tensor {name} is missing from the weights", self.folder.display()))?;
+        let Some(place) = self.tensors.get(name) else {
+            let files = if let [(file, _)] = &self.files[..] { file } else { &self.folder };
+            bail!("{}: tensor {name} is missing from the weights", files.display());
+        };
         let (path, file) = &self.files[place.file];
         let at = || format!("{}: tensor {name}", path.display());
         ensure!(place.shape == shape, "{} is {:?}, expected {shape:?}", at(), place.shape);
@@ -152,6 +149,10 @@ fn paths(folder: &Path) -> Result<Vec<PathBuf>> {
         names.sort_unstable();
         names.dedup();
         ensure!(!names.is_empty(), "{}: weight_map is empty", at());
+        let is_missing = |name: &&&str| !folder.join(name).is_file();
+        if let Some(name) = names.iter().find(is_missing) {
+            bail!("{}: weight_map names {name}, which is not there", at());
+        }
         return Ok(names.into_iter().map(|name| folder.join(name)).collect());
     }
     let mut found = Vec::new();

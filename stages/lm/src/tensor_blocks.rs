@@ -198,7 +198,7 @@ impl Blocks for TensorPass<'_> {
 
     fn attention(&self, block: usize, x: &Tensor<2>) -> Tensor<2> {
         let &ModelConfig { n_heads, n_kv_heads, d_head, ref attention, .. } = &self.weights.config;
-        let mask = self.mask(attention.windows[block]);
+        let mask = self.mask(attention.window(block));
         let block = &self.weights.blocks[block];
         let [n_rows, _] = x.dims();
         let n_contexts = n_rows / self.context;

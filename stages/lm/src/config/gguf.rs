@@ -38,10 +38,9 @@ impl ModelConfig {
         if let Some(n) = optional_size(gguf, "llama.vocab_size")? {
             ensure!(n == n_vocab, "llama.vocab_size = {n}, but token_embd.weight has {n_vocab} rows");
         }
-        let n_layers = size(gguf, "llama.block_count")?;
         let config = Self {
             d_model,
-            n_layers,
+            n_layers: size(gguf, "llama.block_count")?,
             n_heads,
             n_kv_heads,
             d_head,
@@ -53,7 +52,7 @@ impl ModelConfig {
             attention: Attention {
                 scale: 1.0 / (d_head as f32).sqrt(),
                 softcap: None,
-                windows: vec![None; n_layers],
+                windows: Vec::new(),
                 has_qk_norm: false,
             },
             feed_forward: FeedForward { activation: Activation::Silu, is_gated: true },

@@ -91,10 +91,17 @@ pub struct Attention {
     pub scale: f32,
     /// Scores are bounded to ± this, by c · tanh(score / c).
     pub softcap: Option<f32>,
-    /// Of each block, how many positions a token sees, itself among them. None: all before it.
+    /// Of each block, how many positions a token sees, itself among them. None, or no such entry: all before it.
     pub windows: Vec<Option<usize>>,
     /// Each head of queries and keys has a norm of its own, before it is turned.
     pub has_qk_norm: bool,
+}
+
+impl Attention {
+    /// How many positions a token of this block sees, where it does not see all before it.
+    pub(crate) fn window(&self, block: usize) -> Option<usize> {
+        self.windows.get(block).copied().flatten()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -89,7 +89,7 @@ impl Blocks for HostPass<'_> {
 
     fn attention(&self, block: usize, x: &Vec<f32>) -> Vec<f32> {
         let config = &self.weights.config;
-        let window = config.attention.windows[block];
+        let window = config.attention.window(block);
         let block = &self.weights.blocks[block];
         let mut qkv = Vec::with_capacity(x.len() / config.d_model * block.qkv.d_out());
         for rows in x.chunks(ROWS_PER_PIECE * config.d_model) {

@@ -14,7 +14,7 @@ const SITES: [Site; 4] = [Site::ResidPre, Site::AttnOut, Site::MlpOut, Site::Res
 /// Of the norm of what is compared.
 const TOLERANCE: f64 = 2e-6;
 
-fn folder(family: &str) -> PathBuf {
+pub(super) fn folder(family: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/lm")).join(family)
 }
 

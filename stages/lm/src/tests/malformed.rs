@@ -70,8 +70,8 @@ fn other_formats_are_refused_by_name() {
     old[4] = 2;
     check(&old, "version 2");
     let mut tiny = Tiny::new();
-    tiny.tensor("blk.1.ffn_up.weight").code = 14;
-    check(&tiny.bytes(), "tensor blk.1.ffn_up.weight: type Q6_K is not supported");
+    tiny.tensor("blk.1.ffn_up.weight").code = 11;
+    check(&tiny.bytes(), "tensor blk.1.ffn_up.weight: type Q3_K is not supported");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod families;
 mod forward;
 mod malformed;
+mod mutated;
 mod naive;
 mod tiny;
 mod tokenizer;

@@ -7,6 +7,7 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use tokenizers::DecoderWrapper;
 
 use super::{Places, Tokenizer, byte_of_symbol};
+use crate::guarded::guarded;
 
 /// SentencePiece's sign for a space.
 const SPACE: char = '▁';
@@ -21,8 +22,9 @@ impl Tokenizer {
 
     fn read_json(path: &Path, separator: Option<u32>, n_vocab: usize) -> Result<Self> {
         let text = std::fs::read(path).context("cannot read")?;
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(&text).map_err(Error::from_boxed).context("not a readable tokenizer")?;
+        let mut inner = guarded("reader of tokenizers", || {
+            tokenizers::Tokenizer::from_bytes(&text).map_err(Error::from_boxed).context("not a readable tokenizer")
+        })?;
         inner.with_truncation(None).map_err(Error::from_boxed)?;
         inner.with_padding(None);
         inner.set_encode_special_tokens(true);

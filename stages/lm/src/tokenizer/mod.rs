@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Error, Result, ensure};
 
+use crate::guarded::guarded;
+
 /// Text to token ids and back.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
@@ -43,11 +45,14 @@ impl Tokenizer {
     /// tokens, never the separator. Bytes for which the vocabulary has no token (in SmolLM2 some control characters
     /// and the lead bytes of unassigned planes) are left out; `offsets` skips over them.
     pub fn encode(&self, text: &str) -> Result<Encoding> {
-        let encoding = match self.places {
-            Places::Walk => self.inner.encode_fast(text, false),
-            Places::Told => self.inner.encode(text, false),
-        };
-        let encoding = encoding.map_err(Error::from_boxed).context("tokenizing")?;
+        let encoding = guarded("tokenizer's library", || {
+            let encoding = match self.places {
+                Places::Walk => self.inner.encode_fast(text, false),
+                Places::Told => self.inner.encode(text, false),
+            };
+            encoding.map_err(Error::from_boxed)
+        });
+        let encoding = encoding.context("tokenizing")?;
         let ids = encoding.get_ids().to_vec();
         let offsets = match self.places {
             Places::Walk => self.offsets(text.as_bytes(), &ids)?,

@@ -92,8 +92,8 @@ impl<'a> FolderWeights<'a> {
     /// Errors: there is a tensor that would not be used.
     pub(crate) fn new(files: &'a TensorFiles, described: &'a Described) -> Result<Self> {
         let names = names(described.family);
-        let embedding = format!("{}{}.weight", names.prefix, names.embedding);
-        let prefix = if files.has(&embedding) { names.prefix } else { "" };
+        let has_prefix = files.names().any(|(name, _)| name.starts_with(names.prefix));
+        let prefix = if has_prefix { names.prefix } else { "" };
         let weights = Self { files, described, prefix, names };
         weights.refuse_unknown_tensors()?;
         Ok(weights)
@@ -176,7 +176,7 @@ impl<'a> FolderWeights<'a> {
         let known = self.known_outside_blocks();
         let blocks = format!("{}{}.", self.prefix, self.names.blocks);
         let parts = self.known_in_blocks();
-        for name in self.files.names() {
+        for (name, file) in self.files.names() {
             let in_block = name.strip_prefix(&blocks).and_then(|rest| rest.split_once('.'));
             let is_known = match in_block {
                 Some((block, part)) => {
@@ -185,7 +185,7 @@ impl<'a> FolderWeights<'a> {
                 None => known.contains(name),
             };
             if !is_known {
-                bail!("{}: tensor {name} is not known for this model_type", self.files.folder().display());
+                bail!("{}: tensor {name} is not known for this model_type", file.display());
             }
         }
         Ok(())
