@@ -3,11 +3,13 @@
     python lm_families.py OUT        (torch, transformers 5, tokenizers; OUT is ../golden/lm)
 
 Each folder under OUT holds config.json, model*.safetensors and tokenizer.json as a researcher's would, and expected.safetensors:
-`tokens` [1, 24], `logits`, and `blocks.N.hook_*`, each [1, 24, d], computed in float64 from the saved weights. Names of hooks are
+`tokens` [1, 24], `logits`, and `blocks.N.hook_*`, each [1, 24, d], computed in float64 from the saved weights, and of the last
+token the logits `without` what the first block's attention or feed-forward part adds. Names of hooks are
 TransformerLens's: attn_out and mlp_out are what is added to the residual stream, after a norm of their own where a model has one.
 texts.json holds hard texts with their ids and places.
 """
 
+import contextlib
 import json
 import shutil
 import sys
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -51,6 +53,8 @@ def byte_level(kind):
         plain = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])
     if kind == "nfc":
         tokenizer.normalizer = normalizers.NFC()
+        # As GPT-NeoX's has it: it takes spaces out of places.
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.pre_tokenizer = plain
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -67,7 +71,7 @@ def sentence_piece():
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = ["<bos>", "<eos>", "<unk>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    special = ["<eos>", "<bos>", "<unk>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     # The bytes are ordinary tokens: train without them, then put them in.
     trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>"], show_progress=False)
     tokenizer.train_from_iterator([TEXT] * 3, trainer)
@@ -78,7 +82,7 @@ def sentence_piece():
     trained["model"]["merges"] = merges
     trained["added_tokens"] = [
         dict(id=i, content=token, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-        for i, token in enumerate(["<bos>", "<eos>", "<unk>"])
+        for i, token in enumerate(["<eos>", "<bos>", "<unk>"])
     ]
     return Tokenizer.from_str(json.dumps(trained))
 
@@ -112,7 +116,8 @@ MODELS = {
         torch.float32, byte_level("plain"),
     ),
     "llama": (
-        LlamaConfig(**LLAMA, head_dim=16, rope_parameters=STRETCHED, attention_bias=True, mlp_bias=True),
+        # As a chat model: what begins its turns is no beginning of a text.
+        LlamaConfig(**{**LLAMA, "bos_token_id": 7, "eos_token_id": [8, 9]}, head_dim=16, rope_parameters=STRETCHED, attention_bias=True, mlp_bias=True),
         torch.bfloat16, byte_level("digits"),
     ),
     "qwen2": (
@@ -125,7 +130,7 @@ MODELS = {
     ),
     "gemma2": (
         Gemma2Config(
-            **LLAMA, head_dim=16, query_pre_attn_scalar=20, sliding_window=8, attn_logit_softcapping=2.0,
+            **{**LLAMA, "bos_token_id": 1}, head_dim=16, query_pre_attn_scalar=20, sliding_window=8, attn_logit_softcapping=2.0,
             final_logit_softcapping=3.0, rope_parameters=dict(rope_type="default", rope_theta=1000.0),
         ),
         torch.bfloat16, sentence_piece(),
@@ -156,20 +161,23 @@ def blocks_of(model):
     raise SystemExit("no blocks")
 
 
-def watch(model, found):
-    """What is added to the residual stream, at the last module that has it by itself."""
-    for n, block in enumerate(blocks_of(model)):
-        parts = dict(block.named_children())
-        attention = next(parts[name] for name in ["attention", "attn", "self_attn"] if name in parts)
-        mlp = parts["mlp"]
-        if "post_feedforward_layernorm" in parts:
-            attention, mlp = parts["post_attention_layernorm"], parts["post_feedforward_layernorm"]
+def parts_of(block):
+    """The last module that has what is added to the residual stream by itself."""
+    parts = dict(block.named_children())
+    if "post_feedforward_layernorm" in parts:
+        return {"attn_out": parts["post_attention_layernorm"], "mlp_out": parts["post_feedforward_layernorm"]}
+    attention = next(parts[name] for name in ["attention", "attn", "self_attn"] if name in parts)
+    return {"attn_out": attention, "mlp_out": parts["mlp"]}
 
+
+def watch(model, found):
+    for n, block in enumerate(blocks_of(model)):
+        parts = parts_of(block)
         at = f"blocks.{n}.hook_"
         block.register_forward_pre_hook(entering(found, at + "resid_pre"), with_kwargs=True)
         block.register_forward_hook(leaving(found, at + "resid_post"))
-        attention.register_forward_hook(leaving(found, at + "attn_out"))
-        mlp.register_forward_hook(leaving(found, at + "mlp_out"))
+        for site, part in parts.items():
+            part.register_forward_hook(leaving(found, at + site))
 
 
 def entering(found, name):
@@ -184,6 +192,18 @@ def leaving(found, name):
         found[name] = output[0] if isinstance(output, tuple) else output
 
     return hook
+
+
+@contextlib.contextmanager
+def replaced(model, site):
+    """The first block's attention or feed-forward part adds nothing."""
+
+    def hook(module, inputs, output):
+        return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
+
+    handle = parts_of(blocks_of(model)[0])[site].register_forward_hook(hook)
+    yield
+    handle.remove()
 
 
 def main(out):
@@ -203,6 +223,12 @@ def main(out):
         watch(exact, found)
         with torch.no_grad():
             found["logits"] = exact(tokens, use_cache=False).logits
+            whole = dict(found)
+            for site in ["attn_out", "mlp_out"]:
+                # Nothing in its place, in the first block: the last token's logits.
+                with replaced(exact, site):
+                    whole[f"without.blocks.0.hook_{site}"] = exact(tokens, use_cache=False).logits[0, -1]
+            found = whole
         found = {key: value.detach().to(torch.float32).contiguous() for key, value in found.items()}
         # As a check on the hooks: the stream is the sum of its parts.
         for n in range(len(blocks_of(exact))):
@@ -210,11 +236,14 @@ def main(out):
             torch.testing.assert_close(at("resid_pre") + at("attn_out") + at("mlp_out"), at("resid_post"))
         save_file({"tokens": tokens.to(torch.int32), **found}, folder / "expected.safetensors")
 
-        tokenizer.encode_special_tokens = True
+        # What it does to places is no part of where tokens stand.
+        plain = Tokenizer.from_str(json.dumps({**json.loads(tokenizer.to_str()), "post_processor": None}))
+        plain.encode_special_tokens = True
         rows = []
         for text in TEXTS:
-            encoding = tokenizer.encode(text, add_special_tokens=False)
-            rows.append(dict(text=text, ids=encoding.ids))
+            encoding = plain.encode(text, add_special_tokens=False)
+            places = [[len(text[:at].encode()) for at in place] for place in encoding.offsets]
+            rows.append(dict(text=text, ids=encoding.ids, places=places))
         (folder / "texts.json").write_text(json.dumps(rows, ensure_ascii=True))
         size = sum(file.stat().st_size for file in folder.iterdir())
         print(name, size, sorted(file.name for file in folder.iterdir()), "max", found["logits"].abs().max().item())

@@ -13,7 +13,7 @@ from gguf.quants import dequantize
 from safetensors.numpy import save_file
 
 # Where a block has its 16-bit scales.
-SCALES = {"Q4_0": [0], "Q4_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+SCALES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
 
 rng = np.random.default_rng(0)
 tensors = {}

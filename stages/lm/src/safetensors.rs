@@ -16,6 +16,8 @@ use safetensors::tensor::Metadata;
 /// The one file of a model whose weights are in one.
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// A header longer than this is damage, however large the file is.
+const MOST_HEADER_BYTES: u64 = 100 << 20;
 /// The length of the header, in front of it.
 const PREFIX: u64 = 8;
 
@@ -56,7 +58,7 @@ impl TensorFiles {
         file.read_exact_at(&mut prefix, 0)?;
         let n_header = u64::from_le_bytes(prefix);
         ensure!(
-            n_header <= n_bytes - PREFIX,
+            n_header <= MOST_HEADER_BYTES.min(n_bytes - PREFIX),
             "a header of {n_header} bytes in a file of {n_bytes}: it is damaged or cut short"
         );
         let mut header = vec![0; usize::try_from(n_header)?];

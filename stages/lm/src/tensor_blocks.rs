@@ -1,5 +1,7 @@
 //! The blocks as burn tensors, on any device. On the CPU `host` is several times faster; the tests hold the two together.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::Result;
 use burn::tensor::activation::{gelu, gelu_approximate, silu, softmax};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -113,6 +115,8 @@ pub(crate) struct TensorPass<'a> {
     weights: &'a TensorWeights,
     /// [1, context, 1, n_rotary / 2], both; None where nothing is rotated.
     angles: Option<[Tensor<4>; 2]>,
+    /// By how far blocks see.
+    masks: BTreeMap<Option<usize>, Tensor<4>>,
     context: usize,
 }
 
@@ -123,17 +127,10 @@ impl<'a> TensorPass<'a> {
             Tensor::<4>::from_data(TensorData::new(values.to_vec(), shape), &weights.device)
         };
         let angles = (rope.n_rotary > 0).then(|| [angles(&rope.cos), angles(&rope.sin)]);
-        Self { weights, angles, context }
-    }
-
-    /// −∞ for positions that a token does not see, 0 elsewhere: [1, 1, context, context].
-    fn mask(&self, window: Option<usize>) -> Tensor<4> {
-        let context = self.context;
-        let is_seen = |query: usize, key: usize| key <= query && window.is_none_or(|window| query - key < window);
-        let values =
-            (0..context * context).map(|i| if is_seen(i / context, i % context) { 0.0 } else { f32::NEG_INFINITY });
-        let data = TensorData::new(values.collect::<Vec<_>>(), [1, 1, context, context]);
-        Tensor::from_data(data, &self.weights.device)
+        let attention = &weights.config.attention;
+        let windows: BTreeSet<_> = (0..weights.blocks.len()).map(|block| attention.window(block)).collect();
+        let masks = windows.into_iter().map(|window| (window, mask(context, window, &weights.device))).collect();
+        Self { weights, angles, masks, context }
     }
 
     /// The norm of the last dimension. Shapes: x [.., d], gain and bias [d].
@@ -177,6 +174,14 @@ impl<'a> TensorPass<'a> {
     }
 }
 
+/// −∞ for positions that a token does not see, 0 elsewhere: [1, 1, context, context].
+fn mask(context: usize, window: Option<usize>, device: &Device) -> Tensor<4> {
+    let is_seen = |query: usize, key: usize| key <= query && window.is_none_or(|window| query - key < window);
+    let value = |i: usize| if is_seen(i / context, i % context) { 0.0 } else { f32::NEG_INFINITY };
+    let values: Vec<f32> = (0..context * context).map(value).collect();
+    Tensor::from_data(TensorData::new(values, [1, 1, context, context]), device)
+}
+
 /// cap · tanh(x / cap).
 pub(crate) fn softcap<const D: usize>(x: Tensor<D>, cap: Option<f32>) -> Tensor<D> {
     match cap {
@@ -198,7 +203,7 @@ impl Blocks for TensorPass<'_> {
 
     fn attention(&self, block: usize, x: &Tensor<2>) -> Tensor<2> {
         let &ModelConfig { n_heads, n_kv_heads, d_head, ref attention, .. } = &self.weights.config;
-        let mask = self.mask(attention.window(block));
+        let mask = self.masks[&attention.window(block)].clone();
         let block = &self.weights.blocks[block];
         let [n_rows, _] = x.dims();
         let n_contexts = n_rows / self.context;

@@ -31,7 +31,7 @@ pub(crate) struct Described {
     pub(crate) config: ModelConfig,
     /// The unembedding is the embedding.
     pub(crate) is_tied: bool,
-    /// The token that begins a context: the one that begins a text, or else the first of those that end one.
+    /// The token that begins a text, or else the first of those that end one.
     pub(crate) separator: Option<u32>,
 }
 
@@ -39,28 +39,39 @@ pub(crate) struct Described {
 const WITHOUT_MEANING: &[&str] = &[
     "_attn_implementation_autoset",
     "_name_or_path",
+    "_num_labels",
     "architectures",
     "attention_dropout",
+    "attention_probs_dropout_prob",
     "attn_pdrop",
     "begin_suppress_tokens",
     "cache_implementation",
     "classifier_dropout",
+    "do_sample",
     "dtype",
     "embd_pdrop",
+    "finetuning_task",
     "gradient_checkpointing",
     "hidden_dropout",
+    "hidden_dropout_prob",
     "id2label",
     "initializer_range",
     "is_decoder",
     "is_llama_config",
     "label2id",
+    "max_length",
     "max_window_layers",
     "model_type",
+    "n_special",
+    "num_labels",
     "output_attentions",
     "output_hidden_states",
+    "output_past",
     "pad_token_id",
+    "predict_special_tokens",
     "pretraining_tp",
     "problem_type",
+    "pruned_heads",
     "resid_pdrop",
     "return_dict",
     "summary_activation",
@@ -69,9 +80,16 @@ const WITHOUT_MEANING: &[&str] = &[
     "summary_type",
     "summary_use_proj",
     "task_specific_params",
+    "temperature",
+    "tokenizer_class",
+    "top_p",
     "torch_dtype",
+    "torchscript",
     "transformers.js_config",
     "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_bfloat16",
     "use_cache",
 ];
 
@@ -175,6 +193,7 @@ fn llama(keys: &Keys<'_>, family: Family) -> Result<Described> {
         keys.flag(key)?;
     }
     keys.must_be("rope_interleaved", false)?;
+    keys.must_be("use_mrope", false)?;
     let is_sliding = keys.flag("use_sliding_window")?.unwrap_or(false);
     let window = keys.optional_size("sliding_window")?.filter(|_| is_sliding);
     ensure!(window.is_none(), "use_sliding_window = true is not supported for this family");
@@ -207,6 +226,9 @@ fn gemma2(keys: &Keys<'_>) -> Result<Described> {
     keys.flag("attention_bias")?;
     keys.must_be("use_bidirectional_attention", false)?;
     let window = keys.optional_size("sliding_window")?;
+    if let Some(size) = keys.optional_size("sliding_window_size")? {
+        ensure!(window == Some(size), "sliding_window_size = {size} differs from sliding_window");
+    }
     let windows = keys.windows(n_layers, window, |block| block % 2 == 0)?;
     let scalar = keys.float("query_pre_attn_scalar")?.unwrap_or(256.0);
     ensure!(scalar.is_finite() && scalar > 0.0, "query_pre_attn_scalar = {scalar} must be a positive number");
@@ -329,7 +351,8 @@ impl<'a> Keys<'a> {
         let new = self.object("rope_parameters")?;
         let old = self.object("rope_scaling")?;
         let (name, map) = match (new, old) {
-            (Some(new), _) => ("rope_parameters", Some(new)),
+            (Some(_), Some(_)) => bail!("rope_parameters and rope_scaling are both given: leave one out"),
+            (Some(new), None) => ("rope_parameters", Some(new)),
             (None, old) => ("rope_scaling", old),
         };
         let inner = map.map(|map| Keys { map, used: RefCell::default() });
@@ -429,7 +452,8 @@ impl<'a> Keys<'a> {
         match self.map.iter().find(|(key, value)| !is_known(&key) && !value.is_null()) {
             None => Ok(()),
             Some((key, value)) => bail!(
-                "{key} = {value} is not known here, and may change what the model computes; if it does not, take it out"
+                "{key} = {value} is not known here, and may change what the model computes; if it does not, take it out of a \
+                 copy of the folder"
             ),
         }
     }
@@ -515,6 +539,60 @@ mod tests {
         assert!(changed("gpt_neox", "bert").contains("model_type = \"bert\" is not supported"));
         assert!(changed(r#""bos_token_id": 0"#, r#""bos_token_id": 60000"#).contains("token 60000 begins texts"));
         assert!(error_of("[1]").contains("expected an object") && error_of("{").contains("JSON"));
+    }
+
+    /// Keys of files on the hub, as far as they differ from what transformers 5 writes.
+    #[test]
+    fn published_files_are_read() {
+        let llama = |rest: &str| {
+            format!(
+                r#"{{"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+                "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.02, "intermediate_size": 1536,
+                "max_position_embeddings": 2048, "num_attention_heads": 9, "num_hidden_layers": 30,
+                "num_key_value_heads": 3, "rms_norm_eps": 1e-05, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+                "transformers_version": "4.40.1", "use_cache": true, "vocab_size": 49152, {rest}}}"#
+            )
+        };
+        let read_llama = |rest: &str| read(&llama(rest));
+        let smollm2 = read_llama(
+            r#""model_type": "llama", "bos_token_id": 0, "eos_token_id": 0, "is_llama_config": true, "pretraining_tp": 1,
+            "rope_interleaved": false, "rope_scaling": null, "rope_theta": 100000"#,
+        );
+        assert_eq!((smollm2.config.d_head, smollm2.is_tied), (64, true));
+        let qwen = read_llama(
+            r#""model_type": "qwen2", "bos_token_id": 151, "eos_token_id": 151, "max_window_layers": 24,
+            "rope_theta": 1000000.0, "sliding_window": 32768, "use_mrope": false, "use_sliding_window": false"#,
+        );
+        assert_eq!(qwen.separator, Some(151));
+        let mirrored = read_llama(
+            r#""model_type": "llama", "pad_token_id": 1, "unsloth_fixed": true, "unsloth_version": "2025.1",
+            "head_dim": 64, "mlp_bias": false"#,
+        );
+        assert_eq!(mirrored.separator, None);
+        let gpt2 = read(
+            r#"{"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+            "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
+            "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 1600, "n_head": 25, "n_layer": 48,
+            "n_positions": 1024, "output_past": true, "resid_pdrop": 0.1, "summary_activation": null,
+            "summary_first_dropout": 0.1, "summary_proj_to_labels": true, "summary_type": "cls_index",
+            "summary_use_proj": true, "task_specific_params": {"text-generation": {"do_sample": true, "max_length": 50}},
+            "vocab_size": 50257}"#,
+        );
+        assert_eq!((gpt2.config.d_ffn, gpt2.config.d_head, gpt2.is_tied), (6400, 64, true));
+        assert_eq!(gpt2.config.feed_forward.activation, Activation::GeluTanh);
+        let gemma = read(
+            r#"{"architectures": ["Gemma2ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+            "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": 1,
+            "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 3584, "initializer_range": 0.02,
+            "intermediate_size": 14336, "max_position_embeddings": 8192, "model_type": "gemma2",
+            "num_attention_heads": 16, "num_hidden_layers": 42, "num_key_value_heads": 8, "pad_token_id": 0,
+            "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
+            "sliding_window_size": 4096, "torch_dtype": "float32", "transformers_version": "4.42.0", "use_cache": true,
+            "vocab_size": 256000}"#,
+        );
+        assert_eq!((gemma.config.attention.window(0), gemma.config.attention.window(1)), (Some(4096), None));
+        assert_eq!(gemma.config.attention.scale, 0.0625);
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub(crate) enum TensorType {
     Bf16,
     Q4_0,
     Q4_1,
+    Q5_0,
+    Q5_1,
     Q8_0,
     Q4K,
     Q5K,
@@ -19,7 +21,7 @@ pub(crate) enum TensorType {
 }
 
 /// The same, for who has another one.
-const SUPPORTED: &str = "only F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K and Q6_K are";
+const SUPPORTED: &str = "only F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K are";
 
 /// Values of a block of blocks.
 const SUPER: usize = 256;
@@ -41,6 +43,8 @@ impl TensorType {
             1 => Self::F16,
             2 => Self::Q4_0,
             3 => Self::Q4_1,
+            6 => Self::Q5_0,
+            7 => Self::Q5_1,
             8 => Self::Q8_0,
             12 => Self::Q4K,
             13 => Self::Q5K,
@@ -57,7 +61,7 @@ impl TensorType {
     pub(crate) const fn block_values(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q8_0 => 32,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
             Self::Q4K | Self::Q5K | Self::Q6K => SUPER,
         }
     }
@@ -69,6 +73,8 @@ impl TensorType {
             Self::F16 | Self::Bf16 => 2,
             Self::Q4_0 => 2 + 16,
             Self::Q4_1 => 2 + 2 + 16,
+            Self::Q5_0 => 2 + 4 + 16,
+            Self::Q5_1 => 2 + 2 + 4 + 16,
             Self::Q8_0 => 2 + 32,
             Self::Q4K => 2 + 2 + 12 + SUPER / 2,
             Self::Q5K => 2 + 2 + 12 + SUPER / 8 + SUPER / 2,
@@ -87,6 +93,8 @@ impl TensorType {
             Self::Bf16 => bf16_block,
             Self::Q4_0 => q4_0_block,
             Self::Q4_1 => q4_1_block,
+            Self::Q5_0 => q5_0_block,
+            Self::Q5_1 => q5_1_block,
             Self::Q8_0 => q8_0_block,
             Self::Q4K => q4_k_block,
             Self::Q5K => q5_k_block,
@@ -134,6 +142,29 @@ fn q4_1_block(block: &[u8], out: &mut [f32]) {
     for ((low, high), &byte) in low.iter_mut().zip(high).zip(&block[4..]) {
         *low = scale * f32::from(byte & 0x0f) + minimum;
         *high = scale * f32::from(byte >> 4) + minimum;
+    }
+}
+
+/// 32 values of 5 bits with a scale: value = scale · (q − 16).
+fn q5_0_block(block: &[u8], out: &mut [f32]) {
+    let scale = half_at(block, 0);
+    five_bits(&block[2..6], &block[6..], out);
+    out.iter_mut().for_each(|value| *value = scale * (*value - 16.0));
+}
+
+/// 32 values of 5 bits with a scale and a minimum: value = scale · q + minimum.
+fn q5_1_block(block: &[u8], out: &mut [f32]) {
+    let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
+    five_bits(&block[4..8], &block[8..], out);
+    out.iter_mut().for_each(|value| *value = scale * *value + minimum);
+}
+
+/// Four bits of each as in the types of four; bit i of the first four bytes is the fifth of value i.
+fn five_bits(fifths: &[u8], quants: &[u8], out: &mut [f32]) {
+    let fifth = |i: usize| (fifths[i / 8] >> (i % 8) & 1) << 4;
+    for (i, &byte) in quants.iter().enumerate() {
+        out[i] = f32::from(byte & 0x0f | fifth(i));
+        out[i + 16] = f32::from(byte >> 4 | fifth(i + 16));
     }
 }
 
@@ -236,6 +267,6 @@ mod tests {
                 assert!((found - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{name} {i}: {found} {expected}");
             }
         }
-        assert_eq!(tensors.len(), 12);
+        assert_eq!(tensors.len(), 16);
     }
 }

@@ -13,11 +13,9 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{PreTokenizerWrapper, TokenizerBuilder, TokenizerImpl};
 
-use super::{Places, Tokenizer, byte_of_symbol};
+use super::{Places, SEPARATOR, Tokenizer, byte_of_symbol};
 use crate::gguf::{Gguf, Value};
 
-/// The token that stands between documents.
-const SEPARATOR: &str = "<|endoftext|>";
 /// ggml's kinds of token.
 const NORMAL: i64 = 1;
 const CONTROL: i64 = 3;

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Error, Result, bail, ensure};
-use tokenizers::DecoderWrapper;
+use tokenizers::{DecoderWrapper, PostProcessorWrapper};
 
-use super::{Places, Tokenizer, byte_of_symbol};
+use super::{Places, SEPARATOR, Tokenizer, byte_of_symbol};
 use crate::guarded::guarded;
 
 /// SentencePiece's sign for a space.
 const SPACE: char = '▁';
 
 impl Tokenizer {
-    /// `separator` is the token that begins a context, `n_vocab` the rows of the model's embedding.
+    /// `separator` is the token that begins a text by `config.json`, `n_vocab` the rows of the model's embedding.
     /// Errors name the file: not readable, tokens that the model has no row for, no separator.
     pub(crate) fn from_folder(folder: &Path, separator: Option<u32>, n_vocab: usize) -> Result<Self> {
         let path = folder.join("tokenizer.json");
@@ -27,6 +27,8 @@ impl Tokenizer {
         })?;
         inner.with_truncation(None).map_err(Error::from_boxed)?;
         inner.with_padding(None);
+        // It would put special tokens around each text, and take spaces out of tokens' places.
+        inner.with_post_processor(None::<PostProcessorWrapper>);
         inner.set_encode_special_tokens(true);
         let alphabet = match inner.get_decoder() {
             Some(DecoderWrapper::ByteLevel(_)) => Alphabet::ByteLevel(byte_of_symbol()),
@@ -42,16 +44,21 @@ impl Tokenizer {
         let mut token_bytes = vec![Vec::new(); n_tokens];
         let mut specials = BTreeMap::new();
         for (id, name) in names {
-            token_bytes[id as usize] = match added.get(&id) {
-                Some(_) => name.clone().into_bytes(),
-                None => alphabet.bytes(&name),
+            let is_written_out = match &alphabet {
+                Alphabet::ByteLevel(_) => added.contains_key(&id),
+                // Runs of spaces are added tokens, and not special ones.
+                Alphabet::SentencePiece => added.get(&id).is_some_and(|token| token.special),
             };
+            token_bytes[id as usize] = if is_written_out { name.clone().into_bytes() } else { alphabet.bytes(&name) };
             if added.get(&id).is_some_and(|token| token.special) {
                 specials.insert(name, id);
             }
         }
-        let separator =
-            separator.context("config.json has neither bos_token_id nor eos_token_id: no token begins a text")?;
+        // What chat models begin with is no beginning of a text.
+        let separator = specials.get(SEPARATOR).copied().or(separator);
+        let separator = separator.with_context(|| {
+            format!("there is no {SEPARATOR}, and config.json has neither bos_token_id nor eos_token_id")
+        })?;
         ensure!((separator as usize) < n_tokens, "token {separator} of config.json is not in the vocabulary");
         let mut has_byte = [false; 256];
         for bytes in &token_bytes {
@@ -59,7 +66,9 @@ impl Tokenizer {
                 has_byte[usize::from(byte)] = true;
             }
         }
-        Ok(Self { inner, token_bytes, has_byte, specials, separator, places: Places::Told })
+        let is_unchanged = matches!(alphabet, Alphabet::ByteLevel(_)) && inner.get_normalizer().is_none();
+        let places = if is_unchanged { Places::Walk } else { Places::Told };
+        Ok(Self { inner, token_bytes, has_byte, specials, separator, places })
     }
 }
 

@@ -9,6 +9,9 @@ use anyhow::{Context, Error, Result, ensure};
 
 use crate::guarded::guarded;
 
+/// The token that stands between documents, where a vocabulary has it.
+const SEPARATOR: &str = "<|endoftext|>";
+
 /// Text to token ids and back.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
@@ -26,7 +29,8 @@ pub struct Tokenizer {
 /// How a token's place in the text is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Places {
-    /// By walking over the text and the tokens' bytes together: they are the same, but for bytes without a token.
+    /// By walking over the text and the tokens' bytes together: they are the same, but for bytes without a token, behind
+    /// which `tokenizers` counts wrongly.
     Walk,
     /// As `tokenizers` says: it keeps track of what is changed before text is cut.
     Told,
@@ -36,7 +40,8 @@ enum Places {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoding {
     pub ids: Vec<u32>,
-    /// Of each token, the bytes [start, end) of the text that it stands for. Ends may lie inside a character.
+    /// Of each token, the bytes [start, end) of the text that it stands for. Ends may lie inside a character, but where text
+    /// is changed before it is cut (SentencePiece, or a normaliser): there each part of a character has all of it.
     pub offsets: Vec<(usize, usize)>,
 }
 
@@ -45,20 +50,18 @@ impl Tokenizer {
     /// tokens, never the separator. Bytes for which the vocabulary has no token (in SmolLM2 some control characters
     /// and the lead bytes of unassigned planes) are left out; `offsets` skips over them.
     pub fn encode(&self, text: &str) -> Result<Encoding> {
-        let encoding = guarded("tokenizer's library", || {
-            let encoding = match self.places {
-                Places::Walk => self.inner.encode_fast(text, false),
-                Places::Told => self.inner.encode(text, false),
-            };
-            encoding.map_err(Error::from_boxed)
-        });
-        let encoding = encoding.context("tokenizing")?;
-        let ids = encoding.get_ids().to_vec();
-        let offsets = match self.places {
-            Places::Walk => self.offsets(text.as_bytes(), &ids)?,
-            Places::Told => encoding.get_offsets().to_vec(),
-        };
+        if self.places == Places::Walk {
+            let ids = self.run(|| self.inner.encode_fast(text, false))?.get_ids().to_vec();
+            let offsets = self.offsets(text.as_bytes(), &ids)?;
+            return Ok(Encoding { ids, offsets });
+        }
+        let encoding = self.run(|| self.inner.encode(text, false))?;
+        let (ids, offsets) = (encoding.get_ids().to_vec(), encoding.get_offsets().to_vec());
         Ok(Encoding { ids, offsets })
+    }
+
+    fn run(&self, encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>) -> Result<tokenizers::Encoding> {
+        guarded("tokenizers' library", || encode().map_err(Error::from_boxed)).context("tokenizing")
     }
 
     /// The text of a token. Tokens that hold part of a character come out with U+FFFD.
@@ -77,7 +80,8 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The token that begins every context and stands between documents: `<|endoftext|>`, or what the model has for it.
+    /// The token that begins every context and stands between documents: `<|endoftext|>` where there is one, or else the
+    /// one that the model's configuration says begins a text, or ends it.
     pub fn separator(&self) -> u32 {
         self.separator
     }
