@@ -37,6 +37,8 @@ pub struct LanguageModel {
     /// [n_vocab, d_model]. None where it is the embedding.
     unembedding: Option<Tensor<2>>,
     device: Device,
+    /// Where passes end, if they do not go to the end.
+    last: Option<Hook>,
 }
 
 #[derive(Debug)]
@@ -78,10 +80,15 @@ impl LanguageModel {
     /// the message names the file and the key or tensor.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
         // The CPU's own blocks are several times faster there than burn's operations.
-        Self::open_as(path, device, is_cpu(device))
+        Self::open_as(path, device, is_cpu(device), None)
     }
 
-    pub(crate) fn open_as(path: &Path, device: &Device, on_host: bool) -> Result<Self> {
+    /// The same for passes that end at a hook: what lies behind it is not read, and takes no memory.
+    pub fn open_up_to(path: &Path, device: &Device, hook: Hook) -> Result<Self> {
+        Self::open_as(path, device, is_cpu(device), Some(hook))
+    }
+
+    pub(crate) fn open_as(path: &Path, device: &Device, on_host: bool, last: Option<Hook>) -> Result<Self> {
         if path.is_dir() {
             let file = path.join("config.json");
             let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -89,7 +96,7 @@ impl LanguageModel {
             let config = &described.config;
             let tokenizer = Tokenizer::from_folder(path, described.separator, config.n_vocab)?;
             let files = TensorFiles::open(path)?;
-            return Self::read(&FolderWeights::new(&files, &described)?, config, tokenizer, device, on_host);
+            return Self::read(&FolderWeights::new(&files, &described)?, config, tokenizer, device, on_host, last);
         }
         let gguf = Gguf::open(path)?;
         let config = ModelConfig::from_gguf(&gguf)?;
@@ -102,7 +109,7 @@ impl LanguageModel {
             tokenizer.n_vocab(),
             config.n_vocab
         );
-        Self::read(&weights, &config, tokenizer, device, on_host)
+        Self::read(&weights, &config, tokenizer, device, on_host, last)
     }
 
     fn read(
@@ -111,7 +118,9 @@ impl LanguageModel {
         tokenizer: Tokenizer,
         device: &Device,
         on_host: bool,
+        last: Option<Hook>,
     ) -> Result<Self> {
+        let n_blocks = last.map_or(config.n_layers, |hook| config.n_layers.min(hook.block + 1));
         let matrix = |rows: Vec<f32>| {
             let n_rows = rows.len() / config.d_model;
             Tensor::<2>::from_data(TensorData::new(rows, [n_rows, config.d_model]), device)
@@ -119,14 +128,15 @@ impl LanguageModel {
         let embedding = matrix(weights.embedding()?);
         let positions = weights.positions()?;
         let positions = (!positions.is_empty()).then(|| matrix(positions));
-        let unembedding = weights.unembedding()?.map(|layer| matrix(layer.rows));
+        let unembedding = if last.is_none() { weights.unembedding()? } else { None };
+        let unembedding = unembedding.map(|layer| matrix(layer.rows));
         let blocks = if on_host {
-            BlocksOn::Host(HostWeights::read(weights, config)?)
+            BlocksOn::Host(HostWeights::read(weights, config, n_blocks)?)
         } else {
-            BlocksOn::Tensors(Box::new(TensorWeights::read(weights, config, device)?))
+            BlocksOn::Tensors(Box::new(TensorWeights::read(weights, config, device, n_blocks)?))
         };
         let (config, device) = (config.clone(), device.clone());
-        Ok(Self { config, tokenizer, blocks, embedding, positions, unembedding, device })
+        Ok(Self { config, tokenizer, blocks, embedding, positions, unembedding, device, last })
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -181,6 +191,9 @@ impl LanguageModel {
     /// Returns the hidden state after the last norm, [batch · context, d_model], for `unembed`.
     /// Errors: the replacement has another length.
     pub fn resume(&self, paused: &Paused, replacement: Option<&[f32]>) -> Result<Tensor<2>> {
+        if let Some(last) = self.last {
+            bail!("this model was opened up to {last}, and cannot go on from there");
+        }
         let value = replacement.unwrap_or(&paused.at.value);
         let (n, d_model) = (paused.at.value.len(), self.config.d_model);
         ensure!(value.len() == n, "a replacement of {} values at {}, which has {n}", value.len(), paused.hook);
@@ -291,6 +304,9 @@ impl LanguageModel {
     pub fn check_hook(&self, hook: Hook) -> Result<()> {
         let n_layers = self.config.n_layers;
         ensure!(hook.block < n_layers, "{hook}: this model has blocks 0 to {}", n_layers - 1);
+        if let Some(last) = self.last {
+            ensure!(hook.block <= last.block, "{hook} lies behind {last}, up to which this model was opened");
+        }
         Ok(())
     }
 

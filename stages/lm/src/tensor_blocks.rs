@@ -83,7 +83,7 @@ fn optional(values: Vec<f32>, device: &Device) -> Option<Tensor<1>> {
 }
 
 impl TensorWeights {
-    pub(crate) fn read(weights: &impl Weights, config: &ModelConfig, device: &Device) -> Result<Self> {
+    pub(crate) fn read(weights: &impl Weights, config: &ModelConfig, device: &Device, n_blocks: usize) -> Result<Self> {
         let linear = |weights, d_in| TensorLinear::new(weights, d_in, device);
         let norm = |weights| TensorNorm::new(weights, device);
         let read_block = |n| {
@@ -103,7 +103,7 @@ impl TensorWeights {
         };
         Ok(Self {
             config: config.clone(),
-            blocks: (0..config.n_layers).map(read_block).collect::<Result<_>>()?,
+            blocks: (0..n_blocks).map(read_block).collect::<Result<_>>()?,
             final_norm: norm(weights.final_norm()?),
             device: device.clone(),
         })

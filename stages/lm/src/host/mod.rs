@@ -43,9 +43,10 @@ struct HostBlock {
 }
 
 impl HostWeights {
-    pub(crate) fn read(weights: &impl Weights, config: &ModelConfig) -> Result<Self> {
+    /// The first `n_blocks` blocks.
+    pub(crate) fn read(weights: &impl Weights, config: &ModelConfig, n_blocks: usize) -> Result<Self> {
         let read_block = |n| weights.block(n).map(|block| HostBlock::new(block, config));
-        let blocks = (0..config.n_layers).into_par_iter().map(read_block).collect::<Result<_>>()?;
+        let blocks = (0..n_blocks).into_par_iter().map(read_block).collect::<Result<_>>()?;
         Ok(Self { config: config.clone(), blocks, final_norm: weights.final_norm()? })
     }
 }

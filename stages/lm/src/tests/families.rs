@@ -20,7 +20,7 @@ pub(super) fn folder(family: &str) -> PathBuf {
 
 /// The same model on its two implementations: slices, and burn tensors.
 fn models(folder: &Path) -> [LanguageModel; 2] {
-    [true, false].map(|on_host| LanguageModel::open_as(folder, &cpu(), on_host).unwrap())
+    [true, false].map(|on_host| LanguageModel::open_as(folder, &cpu(), on_host, None).unwrap())
 }
 
 struct Expected {
@@ -87,6 +87,22 @@ fn a_part_that_adds_nothing_is_missed_as_in_transformers() {
             let logits = values(model.unembed(hidden.narrow(0, n_rows - 1, 1)));
             check_close(&logits, &expected.values[&format!("without.{hook}")], &format!("{family} without {hook}"));
         }
+    }
+}
+
+#[test]
+fn a_model_opened_up_to_a_hook_ends_there() {
+    let (folder, expected) = (folder("gpt_neox"), expected(&folder("gpt_neox")));
+    let hook = Hook { block: 0, site: Site::ResidPost };
+    for on_host in [true, false] {
+        let model = LanguageModel::open_as(&folder, &cpu(), on_host, Some(hook)).unwrap();
+        let paused = model.run_to(&expected.tokens, expected.tokens.len(), hook).unwrap();
+        check_close(paused.value(), &expected.values[&hook.to_string()], "the hook");
+        let error = format!("{:#}", model.resume(&paused, None).unwrap_err());
+        assert!(error.contains("opened up to blocks.0.hook_resid_post"), "{error}");
+        let behind = Hook { block: 1, ..hook };
+        let error = format!("{:#}", model.activations(&expected.tokens, 24, behind).unwrap_err());
+        assert!(error.contains("blocks.1.hook_resid_post lies behind"), "{error}");
     }
 }
 
