@@ -131,7 +131,10 @@ def main():
     config, n_layers = theirs.model.config, theirs.model.config.num_hidden_layers
     peak = peak_gflops()
     out = {"threads": args.threads, "peak_gflops": round(peak)}
-    times = turns({"ours": Ours(args.model, args.block, tokens), "transformers": theirs}, args.rounds)
+    ours = Ours(args.model, args.block, tokens)
+    times = turns({"ours": ours, "transformers": theirs}, args.rounds)
+    if not abs(ours.mean_square / theirs.mean_square - 1) <= 1e-4:
+        raise SystemExit(f"they do not compute the same: {ours.mean_square} and {theirs.mean_square}")
     ratios = [b / a for a, b in zip(times["ours"], times["transformers"])]
     flops = flops_per_token(config, args.block + 1, args.length)
     speed = {name: tokens.size / statistics.median(seconds) for name, seconds in times.items()}
