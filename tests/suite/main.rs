@@ -6,6 +6,7 @@ mod end_to_end;
 mod faults;
 mod imported;
 mod own_activations;
+mod own_model;
 mod planted;
 mod reproducible;
 mod shipped_files;

@@ -61,7 +61,8 @@ fn flops_per_token(config: &lm::ModelConfig, hook: lm::Hook, context: usize) -> 
     let d_keys = (config.n_kv_heads * config.d_head) as f64;
     let d_model = config.d_model as f64;
     let attention = d_model * (2.0 * d_heads + 2.0 * d_keys) + d_heads * (context as f64 + 1.0);
-    let feed_forward = 3.0 * d_model * config.d_ffn as f64;
+    let n_matrices = if config.feed_forward.is_gated { 3.0 } else { 2.0 };
+    let feed_forward = n_matrices * d_model * config.d_ffn as f64;
     let n_blocks = hook.block as f64
         + match hook.site {
             lm::Site::ResidPre => 0.0,

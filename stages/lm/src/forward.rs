@@ -8,6 +8,8 @@ pub(crate) trait Blocks {
     type Stream: Clone;
 
     fn n_layers(&self) -> usize;
+    /// Whether the feed-forward part reads the block's input, as attention does, and not what attention has added to.
+    fn is_parallel(&self) -> bool;
     /// What the attention of block `block` adds to its input `x`.
     fn attention(&self, block: usize, x: &Self::Stream) -> Self::Stream;
     /// What the feed-forward part of block `block` adds to its input `x`.
@@ -22,7 +24,8 @@ pub(crate) trait Blocks {
 pub(crate) struct At<S> {
     /// The hooked activation.
     pub(crate) value: S,
-    /// The residual stream that the hooked activation is yet to be added to; none where it is the stream itself.
+    /// The residual stream that the hooked activation is yet to be added to; none where it is the stream itself. At
+    /// `AttnOut` that is the block's input.
     pub(crate) residual: Option<S>,
 }
 
@@ -37,8 +40,12 @@ pub(crate) fn run_to<B: Blocks>(blocks: &B, mut x: B::Stream, hook: Hook) -> At<
         Site::AttnOut => At { value: blocks.attention(block, &x), residual: Some(x) },
         Site::MlpOut => {
             let attention = blocks.attention(block, &x);
-            let x = blocks.add(x, &attention);
-            At { value: blocks.feed_forward(block, &x), residual: Some(x) }
+            if blocks.is_parallel() {
+                At { value: blocks.feed_forward(block, &x), residual: Some(blocks.add(x, &attention)) }
+            } else {
+                let x = blocks.add(x, &attention);
+                At { value: blocks.feed_forward(block, &x), residual: Some(x) }
+            }
         }
         Site::ResidPost => At { value: whole_block(blocks, block, x), residual: None },
     }
@@ -46,18 +53,20 @@ pub(crate) fn run_to<B: Blocks>(blocks: &B, mut x: B::Stream, hook: Hook) -> At<
 
 /// Goes on from a hook to the hidden state after the last norm.
 pub(crate) fn resume<B: Blocks>(blocks: &B, hook: Hook, at: At<B::Stream>) -> B::Stream {
-    let mut x = match at.residual {
-        None => at.value,
-        Some(residual) => blocks.add(residual, &at.value),
-    };
-    let next = match hook.site {
-        Site::ResidPre => hook.block,
-        Site::AttnOut => {
-            let ffn = blocks.feed_forward(hook.block, &x);
-            x = blocks.add(x, &ffn);
-            hook.block + 1
+    let (mut x, next) = match (hook.site, at.residual) {
+        (Site::AttnOut, Some(input)) if blocks.is_parallel() => {
+            let ffn = blocks.feed_forward(hook.block, &input);
+            let x = blocks.add(input, &at.value);
+            (blocks.add(x, &ffn), hook.block + 1)
         }
-        Site::MlpOut | Site::ResidPost => hook.block + 1,
+        (Site::AttnOut, Some(input)) => {
+            let x = blocks.add(input, &at.value);
+            let ffn = blocks.feed_forward(hook.block, &x);
+            (blocks.add(x, &ffn), hook.block + 1)
+        }
+        (_, Some(residual)) => (blocks.add(residual, &at.value), hook.block + 1),
+        (Site::ResidPre, None) => (at.value, hook.block),
+        (_, None) => (at.value, hook.block + 1),
     };
     for block in next..blocks.n_layers() {
         x = whole_block(blocks, block, x);
@@ -67,7 +76,13 @@ pub(crate) fn resume<B: Blocks>(blocks: &B, hook: Hook, at: At<B::Stream>) -> B:
 
 fn whole_block<B: Blocks>(blocks: &B, block: usize, x: B::Stream) -> B::Stream {
     let attention = blocks.attention(block, &x);
-    let x = blocks.add(x, &attention);
-    let ffn = blocks.feed_forward(block, &x);
+    let (x, ffn) = if blocks.is_parallel() {
+        let ffn = blocks.feed_forward(block, &x);
+        (blocks.add(x, &attention), ffn)
+    } else {
+        let x = blocks.add(x, &attention);
+        let ffn = blocks.feed_forward(block, &x);
+        (x, ffn)
+    };
     blocks.add(x, &ffn)
 }

@@ -1,4 +1,4 @@
-//! Host language models with hook points: weights and tokenizer from a GGUF file, the forward pass, activations at
+//! Host language models with hook points: weights and tokenizer from a GGUF file or a folder, the forward pass, activations at
 //! named hooks, and a forward pass with a replacement activation spliced in.
 //!
 //! ```no_run
@@ -18,17 +18,19 @@ mod config;
 mod device;
 mod forward;
 mod gguf;
+mod guarded;
 mod hook;
 mod host;
 mod model;
 mod rope;
+mod safetensors;
 mod tensor_blocks;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
 mod weights;
 
-pub use config::ModelConfig;
+pub use config::{Activation, Attention, FeedForward, ModelConfig, Norm, NormKind, Positions, Rotary, Stretch};
 pub use device::cpu;
 pub use hook::{Hook, Site};
 pub use model::{LanguageModel, Paused};

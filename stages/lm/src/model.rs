@@ -6,16 +6,17 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
-use crate::config::ModelConfig;
+use crate::config::{Described, ModelConfig};
 use crate::device::is_cpu;
 use crate::forward::{self, At};
 use crate::gguf::Gguf;
 use crate::hook::{Hook, Site};
 use crate::host::{HostPass, HostWeights};
 use crate::rope::Rope;
-use crate::tensor_blocks::{TensorPass, TensorWeights};
+use crate::safetensors::TensorFiles;
+use crate::tensor_blocks::{TensorPass, TensorWeights, softcap};
 use crate::tokenizer::Tokenizer;
-use crate::weights::refuse_unknown_tensors;
+use crate::weights::{FolderWeights, GgufWeights, Weights};
 
 /// Tokens that one thread takes through the blocks together (whole contexts, at least one).
 /// Fixed, so that nothing depends on the number of threads.
@@ -23,19 +24,25 @@ const TOKENS_PER_GROUP: usize = 512;
 /// Rows whose logits are computed together where they are only summed up.
 const ROWS_OF_LOGITS: usize = 256;
 
-/// A Llama-family model with its tokenizer.
+/// A model with its tokenizer.
 #[derive(Debug)]
 pub struct LanguageModel {
     config: ModelConfig,
     tokenizer: Tokenizer,
-    weights: Weights,
-    /// Token embeddings, [n_vocab, d_model], tied to the unembedding.
+    blocks: BlocksOn,
+    /// Token embeddings, [n_vocab, d_model].
     embedding: Tensor<2>,
+    /// Of learned positions, [context_length, d_model].
+    positions: Option<Tensor<2>>,
+    /// [n_vocab, d_model]. None where it is the embedding.
+    unembedding: Option<Tensor<2>>,
     device: Device,
+    /// Where passes end, if they do not go to the end.
+    last: Option<Hook>,
 }
 
 #[derive(Debug)]
-enum Weights {
+enum BlocksOn {
     Host(HostWeights),
     Tensors(Box<TensorWeights>),
 }
@@ -66,22 +73,34 @@ impl Paused {
 }
 
 impl LanguageModel {
-    /// Reads a model from a `.gguf` file to a device.
+    /// Reads a model to a device, from a `.gguf` file or a folder in Hugging Face format: `config.json`,
+    /// `tokenizer.json`, and `*.safetensors`.
     ///
-    /// Errors: the file is damaged, or holds an architecture, variant, tokenizer or tensor type that is not supported;
+    /// Errors: a file is damaged, or holds an architecture, variant, tokenizer or tensor type that is not supported;
     /// the message names the file and the key or tensor.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
         // The CPU's own blocks are several times faster there than burn's operations.
-        Self::open_as(path, device, is_cpu(device))
+        Self::open_as(path, device, is_cpu(device), None)
     }
 
-    pub(crate) fn open_as(path: &Path, device: &Device, on_host: bool) -> Result<Self> {
+    /// The same for passes that end at a hook: what lies behind it is not read, and takes no memory.
+    pub fn open_up_to(path: &Path, device: &Device, hook: Hook) -> Result<Self> {
+        Self::open_as(path, device, is_cpu(device), Some(hook))
+    }
+
+    pub(crate) fn open_as(path: &Path, device: &Device, on_host: bool, last: Option<Hook>) -> Result<Self> {
         if path.is_dir() {
-            bail!("{} is a folder: models are read from a .gguf file so far, not from safetensors", path.display());
+            let file = path.join("config.json");
+            let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let described = Described::read(&text).with_context(|| file.display().to_string())?;
+            let config = &described.config;
+            let tokenizer = Tokenizer::from_folder(path, described.separator, config.n_vocab)?;
+            let files = TensorFiles::open(path)?;
+            return Self::read(&FolderWeights::new(&files, &described)?, config, tokenizer, device, on_host, last);
         }
         let gguf = Gguf::open(path)?;
         let config = ModelConfig::from_gguf(&gguf)?;
-        refuse_unknown_tensors(&gguf, &config)?;
+        let weights = GgufWeights::new(&gguf, &config)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         ensure!(
             tokenizer.n_vocab() == config.n_vocab,
@@ -90,14 +109,34 @@ impl LanguageModel {
             tokenizer.n_vocab(),
             config.n_vocab
         );
-        let rows = gguf.read("token_embd.weight", &[config.d_model, config.n_vocab])?;
-        let on_device = |rows| Tensor::from_data(TensorData::new(rows, [config.n_vocab, config.d_model]), device);
-        let (weights, embedding) = if on_host {
-            (Weights::Host(HostWeights::read(&gguf, &config)?), on_device(rows))
-        } else {
-            (Weights::Tensors(Box::new(TensorWeights::read(&gguf, &config, device)?)), on_device(rows))
+        Self::read(&weights, &config, tokenizer, device, on_host, last)
+    }
+
+    fn read(
+        weights: &impl Weights,
+        config: &ModelConfig,
+        tokenizer: Tokenizer,
+        device: &Device,
+        on_host: bool,
+        last: Option<Hook>,
+    ) -> Result<Self> {
+        let n_blocks = last.map_or(config.n_layers, |hook| config.n_layers.min(hook.block + 1));
+        let matrix = |rows: Vec<f32>| {
+            let n_rows = rows.len() / config.d_model;
+            Tensor::<2>::from_data(TensorData::new(rows, [n_rows, config.d_model]), device)
         };
-        Ok(Self { config, tokenizer, weights, embedding, device: device.clone() })
+        let embedding = matrix(weights.embedding()?);
+        let positions = weights.positions()?;
+        let positions = (!positions.is_empty()).then(|| matrix(positions));
+        let unembedding = if last.is_none() { weights.unembedding()? } else { None };
+        let unembedding = unembedding.map(|layer| matrix(layer.rows));
+        let blocks = if on_host {
+            BlocksOn::Host(HostWeights::read(weights, config, n_blocks)?)
+        } else {
+            BlocksOn::Tensors(Box::new(TensorWeights::read(weights, config, device, n_blocks)?))
+        };
+        let (config, device) = (config.clone(), device.clone());
+        Ok(Self { config, tokenizer, blocks, embedding, positions, unembedding, device, last })
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -128,16 +167,16 @@ impl LanguageModel {
         self.check_hook(hook)?;
         let rope = self.rope(context);
         let groups: Vec<&[u32]> = tokens.chunks(group_tokens(context)).collect();
-        let parts: Vec<At<Vec<f32>>> = match &self.weights {
-            Weights::Host(weights) => {
+        let parts: Vec<At<Vec<f32>>> = match &self.blocks {
+            BlocksOn::Host(weights) => {
                 let pass = HostPass { weights, rope: &rope, context };
-                let run = |group: &&[u32]| Ok(forward::run_to(&pass, to_host(self.embed(group))?, hook));
+                let run = |group: &&[u32]| Ok(forward::run_to(&pass, to_host(self.embed(group, context))?, hook));
                 groups.par_iter().map(run).collect::<Result<_>>()?
             }
-            Weights::Tensors(weights) => {
+            BlocksOn::Tensors(weights) => {
                 let pass = TensorPass::new(weights, &rope, context);
                 let run = |group: &[u32]| {
-                    let at = forward::run_to(&pass, self.embed(group), hook);
+                    let at = forward::run_to(&pass, self.embed(group, context), hook);
                     Ok(At { value: to_host(at.value)?, residual: at.residual.map(to_host).transpose()? })
                 };
                 groups.into_iter().map(run).collect::<Result<_>>()?
@@ -152,6 +191,9 @@ impl LanguageModel {
     /// Returns the hidden state after the last norm, [batch · context, d_model], for `unembed`.
     /// Errors: the replacement has another length.
     pub fn resume(&self, paused: &Paused, replacement: Option<&[f32]>) -> Result<Tensor<2>> {
+        if let Some(last) = self.last {
+            bail!("this model was opened up to {last}, and cannot go on from there");
+        }
         let value = replacement.unwrap_or(&paused.at.value);
         let (n, d_model) = (paused.at.value.len(), self.config.d_model);
         ensure!(value.len() == n, "a replacement of {} values at {}, which has {n}", value.len(), paused.hook);
@@ -161,14 +203,14 @@ impl LanguageModel {
             let residual = paused.at.residual.as_ref().map(|x| x[i * group..][..value.len()].to_vec());
             At { value: value.to_vec(), residual }
         };
-        match &self.weights {
-            Weights::Host(weights) => {
+        match &self.blocks {
+            BlocksOn::Host(weights) => {
                 let pass = HostPass { weights, rope: &rope, context: paused.context };
                 let run = |part| forward::resume(&pass, paused.hook, group_at(part));
                 let parts: Vec<Vec<f32>> = value.par_chunks(group).enumerate().map(run).collect();
                 Ok(self.to_device(parts.concat()))
             }
-            Weights::Tensors(weights) => {
+            BlocksOn::Tensors(weights) => {
                 let pass = TensorPass::new(weights, &rope, paused.context);
                 let run = |part| {
                     let At { value, residual } = group_at(part);
@@ -187,11 +229,12 @@ impl LanguageModel {
         self.resume(&self.run_to(tokens, context, start)?, None)
     }
 
-    /// Next-token logits by the tied unembedding. Shapes: hidden [T, d_model] → [T, n_vocab].
+    /// Next-token logits. Shapes: hidden [T, d_model] → [T, n_vocab].
     ///
     /// 256 rows of logits of SmolLM2 are 50 MB: call it on slices of a long batch.
     pub fn unembed(&self, hidden: Tensor<2>) -> Tensor<2> {
-        hidden.matmul(self.embedding.clone().transpose())
+        let rows = self.unembedding.as_ref().unwrap_or(&self.embedding);
+        softcap(hidden.matmul(rows.clone().transpose()), self.config.logit_softcap)
     }
 
     /// Negative log-likelihood of each row's target token, in nats: −log softmax(logits)[target].
@@ -218,11 +261,21 @@ impl LanguageModel {
     /// Token embeddings. Shapes: [T] → [T · d_model]. Errors: an unknown token.
     pub fn token_embeddings(&self, tokens: &[u32]) -> Result<Vec<f32>> {
         self.check_ids(tokens)?;
-        if tokens.is_empty() { Ok(Vec::new()) } else { to_host(self.embed(tokens)) }
+        if tokens.is_empty() { Ok(Vec::new()) } else { to_host(self.token_rows(tokens)) }
+    }
+
+    /// What enters the first block. Shapes: tokens of whole contexts [T] → [T, d_model].
+    fn embed(&self, tokens: &[u32], context: usize) -> Tensor<2> {
+        let rows = self.token_rows(tokens);
+        let rows = if self.config.embedding_scale == 1.0 { rows } else { rows * self.config.embedding_scale };
+        match &self.positions {
+            None => rows,
+            Some(positions) => rows + positions.clone().narrow(0, 0, context).repeat_dim(0, tokens.len() / context),
+        }
     }
 
     /// Shapes: [T] → [T, d_model].
-    fn embed(&self, tokens: &[u32]) -> Tensor<2> {
+    fn token_rows(&self, tokens: &[u32]) -> Tensor<2> {
         let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [tokens.len()]), &self.device);
         self.embedding.clone().select(0, ids)
@@ -251,11 +304,14 @@ impl LanguageModel {
     pub fn check_hook(&self, hook: Hook) -> Result<()> {
         let n_layers = self.config.n_layers;
         ensure!(hook.block < n_layers, "{hook}: this model has blocks 0 to {}", n_layers - 1);
+        if let Some(last) = self.last {
+            ensure!(hook.block <= last.block, "{hook} lies behind {last}, up to which this model was opened");
+        }
         Ok(())
     }
 
     fn rope(&self, context: usize) -> Rope {
-        Rope::new(context, self.config.d_head, self.config.rope_base)
+        Rope::new(context, &self.config.positions)
     }
 
     fn to_device(&self, rows: Vec<f32>) -> Tensor<2> {

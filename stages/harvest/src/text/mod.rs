@@ -35,7 +35,7 @@ pub(crate) fn harvest(stage: &Stage, source: &ModelSource) -> Result<()> {
     let Some(mut task) = stage.task("harvest", RECIPE, key(source, config), &inputs)? else { return Ok(()) };
 
     let device = lm::cpu();
-    let model = LanguageModel::open(&model_path, &device)?;
+    let model = LanguageModel::open_up_to(&model_path, &device, hook)?;
     model.check_hook(hook).context("harvest.hook")?;
     let mut reading = Reading {
         batch_tokens: config.batch_contexts * config.context_length,

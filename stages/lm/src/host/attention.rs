@@ -1,6 +1,6 @@
 //! Causal attention with grouped heads, on slices.
 
-use super::kernels::{causal_softmax, rotate, vectorised};
+use super::kernels::{causal_softmax, rotate, softcap, vectorised};
 use super::linear::{Matrix, multiply};
 use crate::config::ModelConfig;
 use crate::rope::Rope;
@@ -8,12 +8,19 @@ use crate::rope::Rope;
 /// Queries whose scores are computed together. Keys after the last of them are skipped.
 const QUERIES_PER_TILE: usize = 64;
 
-/// softmax(q kᵀ / √d_head, over earlier positions) v, for every head of every context.
+/// softmax(scale · q kᵀ, over earlier positions) v, for every head of every context. `window` is how many of these
+/// positions a token sees, where it does not see all.
 /// Shapes: qkv [T, (n_heads + 2·n_kv_heads)·d_head], rotated in place → [T, n_heads·d_head].
 /// Source: Vaswani et al. 2017, equation 1; grouped heads: Ainslie et al. 2023, "GQA".
-pub(crate) fn attend(qkv: &mut [f32], config: &ModelConfig, rope: &Rope, context: usize) -> Vec<f32> {
+pub(crate) fn attend(
+    qkv: &mut [f32],
+    config: &ModelConfig,
+    window: Option<usize>,
+    rope: &Rope,
+    context: usize,
+) -> Vec<f32> {
     let &ModelConfig { n_heads, n_kv_heads, d_head, .. } = config;
-    let width = (n_heads + 2 * n_kv_heads) * d_head;
+    let width = config.d_qkv();
     let d_queries = n_heads * d_head;
     rotate_and_scale(qkv, config, rope, context);
 
@@ -37,7 +44,10 @@ pub(crate) fn attend(qkv: &mut [f32], config: &ModelConfig, rope: &Rope, context
                 // SAFETY: `scores` holds n_queries × end values, `out` the head's columns of n_queries rows.
                 unsafe {
                     multiply(n_queries, end, d_head, queries, keys, scores.as_mut_ptr(), end);
-                    causal_softmax(scores, end, first);
+                    if let Some(cap) = config.attention.softcap {
+                        softcap(scores, cap);
+                    }
+                    causal_softmax(scores, end, first, window);
                     let scores = Matrix { values: scores, row_stride: end, column_stride: 1 };
                     multiply(n_queries, d_head, end, scores, values, out.as_mut_ptr(), d_queries);
                 }
@@ -47,26 +57,24 @@ pub(crate) fn attend(qkv: &mut [f32], config: &ModelConfig, rope: &Rope, context
     out
 }
 
-/// Rotates queries and keys by their positions, and scales queries by 1 / √d_head.
+/// Rotates queries and keys by their positions, and multiplies queries by the scale of scores.
 fn rotate_and_scale(qkv: &mut [f32], config: &ModelConfig, rope: &Rope, context: usize) {
     let &ModelConfig { n_heads, n_kv_heads, d_head, .. } = config;
-    let width = (n_heads + 2 * n_kv_heads) * d_head;
-    let scale = 1.0 / (d_head as f32).sqrt();
+    let scale = config.attention.scale;
     vectorised(
         #[inline(always)]
         || {
-            for (row, qkv) in qkv.chunks_exact_mut(width).enumerate() {
-                let angles = (row % context) * (d_head / 2)..(row % context + 1) * (d_head / 2);
-                let (cos, sin) = (&rope.cos[angles.clone()], &rope.sin[angles]);
+            for (row, qkv) in qkv.chunks_exact_mut(config.d_qkv()).enumerate() {
+                let (cos, sin) = if rope.n_rotary == 0 { (&[][..], &[][..]) } else { rope.at(row % context) };
                 let (queries, rest) = qkv.split_at_mut(n_heads * d_head);
                 for head in queries.chunks_exact_mut(d_head) {
-                    rotate(head, cos, sin);
+                    rotate(&mut head[..rope.n_rotary], cos, sin);
                     for q in head {
                         *q *= scale;
                     }
                 }
                 for head in rest[..n_kv_heads * d_head].chunks_exact_mut(d_head) {
-                    rotate(head, cos, sin);
+                    rotate(&mut head[..rope.n_rotary], cos, sin);
                 }
             }
         },

@@ -2,6 +2,8 @@
 //!
 //! No fused multiply-adds and a fixed number of partial sums: the results are the same on every CPU.
 
+use crate::config::Activation;
+
 /// Partial sums of a reduction: one AVX-512 register of f32, or two of AVX.
 const LANES: usize = 16;
 
@@ -29,31 +31,150 @@ pub(crate) fn rms_norm(x: &[f32], gain: &[f32], eps: f32) -> Vec<f32> {
     out
 }
 
-/// The gated activation of the feed-forward part, in the place of the gate: silu(gate) · up, silu(g) = g / (1 + e⁻ᵍ).
-/// Shapes: gate_up [T, 2·d_ffn], each row gate then up; the result is the first half of each row.
-/// Source: Shazeer 2020, "GLU Variants Improve Transformer", equation 6.
-pub(crate) fn swiglu(gate_up: &mut [f32], d_ffn: usize) {
+/// Layer norm of each row: y = (x − mean) / √(variance + ε) · gain + bias.
+/// Shapes: x [T, d], gain and bias [d] → [T, d].
+/// Source: Ba et al. 2016, "Layer Normalization", equation 3.
+pub(crate) fn layer_norm(x: &[f32], gain: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
+    let d = gain.len();
+    let mut out = Vec::with_capacity(x.len());
     vectorised(
         #[inline(always)]
         || {
-            for gate_up in gate_up.chunks_exact_mut(2 * d_ffn) {
-                let (gate, up) = gate_up.split_at_mut(d_ffn);
-                for (gate, &up) in gate.iter_mut().zip(&*up) {
-                    *gate = *gate / (1.0 + exp(-*gate)) * up;
+            for x in x.chunks_exact(d) {
+                let start = out.len();
+                let mean = sum(x) / d as f32;
+                out.extend(x.iter().map(|&x| x - mean));
+                let scale = 1.0 / (sum_of_squares(&out[start..]) / d as f32 + eps).sqrt();
+                for ((y, &gain), &bias) in out[start..].iter_mut().zip(gain).zip(bias) {
+                    *y = *y * scale * gain + bias;
+                }
+            }
+        },
+    );
+    out
+}
+
+/// The norm of each head, in place: a head's width of values, `heads` of them at the start of each row of `width` from
+/// `first` on. Shapes: rows [T, width], gain [d_head].
+pub(crate) fn norm_heads(rows: &mut [f32], width: usize, heads: std::ops::Range<usize>, gain: &[f32], eps: f32) {
+    let d = gain.len();
+    vectorised(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_exact_mut(width) {
+                for head in row[heads.start * d..heads.end * d].chunks_exact_mut(d) {
+                    let scale = 1.0 / (sum_of_squares(head) / d as f32 + eps).sqrt();
+                    head.iter_mut().zip(gain).for_each(|(x, &gain)| *x = *x * scale * gain);
                 }
             }
         },
     );
 }
 
-/// Softmax over the first `n_seen` scores of each row, zero behind them; row i sees `n_seen(i)`.
+/// Adds the same values to each row. Shapes: rows [T, d], bias [d].
+pub(crate) fn add_to_rows(rows: &mut [f32], bias: &[f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias).for_each(|(x, &bias)| *x += bias);
+            }
+        },
+    );
+}
+
+/// Bounds values to ± cap: cap · tanh(x / cap).
+pub(crate) fn softcap(values: &mut [f32], cap: f32) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for value in values {
+                *value = cap * tanh(*value / cap);
+            }
+        },
+    );
+}
+
+/// The activation of a feed-forward part without a gate, in place.
+pub(crate) fn activate(values: &mut [f32], activation: Activation) {
+    match activation {
+        Activation::Silu => each(
+            values,
+            #[inline(always)]
+            |x| silu(x),
+        ),
+        Activation::Gelu => each(
+            values,
+            #[inline(always)]
+            |x| gelu(x),
+        ),
+        Activation::GeluTanh => each(
+            values,
+            #[inline(always)]
+            |x| gelu_tanh(x),
+        ),
+    }
+}
+
+fn each(values: &mut [f32], f: impl Fn(f32) -> f32) {
+    vectorised(
+        #[inline(always)]
+        || values.iter_mut().for_each(|x| *x = f(*x)),
+    );
+}
+
+/// The gated activation of the feed-forward part, in the place of the gate: activation(gate) · up.
+/// Shapes: gate_up [T, 2·d_ffn], each row gate then up; the result is the first half of each row.
+/// Source: Shazeer 2020, "GLU Variants Improve Transformer", equation 6.
+pub(crate) fn activate_gated(gate_up: &mut [f32], d_ffn: usize, activation: Activation) {
+    match activation {
+        Activation::Silu => each_gated(
+            gate_up,
+            d_ffn,
+            #[inline(always)]
+            |x| silu(x),
+        ),
+        Activation::Gelu => each_gated(
+            gate_up,
+            d_ffn,
+            #[inline(always)]
+            |x| gelu(x),
+        ),
+        Activation::GeluTanh => each_gated(
+            gate_up,
+            d_ffn,
+            #[inline(always)]
+            |x| gelu_tanh(x),
+        ),
+    }
+}
+
+fn each_gated(gate_up: &mut [f32], d_ffn: usize, f: impl Fn(f32) -> f32) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for gate_up in gate_up.chunks_exact_mut(2 * d_ffn) {
+                let (gate, up) = gate_up.split_at_mut(d_ffn);
+                for (gate, &up) in gate.iter_mut().zip(&*up) {
+                    *gate = f(*gate) * up;
+                }
+            }
+        },
+    );
+}
+
+/// Softmax over the scores that each row sees, zero before and behind them: row i sees positions up to first_query + i,
+/// and of these the last `window`.
 /// Shapes: scores [rows, width].
-pub(crate) fn causal_softmax(scores: &mut [f32], width: usize, first_query: usize) {
+pub(crate) fn causal_softmax(scores: &mut [f32], width: usize, first_query: usize, window: Option<usize>) {
     vectorised(
         #[inline(always)]
         || {
             for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
                 let (seen, unseen) = scores.split_at_mut(first_query + row + 1);
+                let n_before = window.map_or(0, |window| seen.len().saturating_sub(window));
+                let (before, seen) = seen.split_at_mut(n_before);
+                before.fill(0.0);
                 let max = max(seen);
                 for score in seen.iter_mut() {
                     *score = exp(*score - max);
@@ -181,6 +302,76 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < LOWEST { 0.0 } else { y }
 }
 
+/// x / (1 + e⁻ˣ).
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// x Φ(x). Source: Hendrycks & Gimpel 2016, "Gaussian Error Linear Units".
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+/// The same by tanh, as GPT-2 has it.
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    const ROOT_TWO_OVER_PI: f32 = 0.797_884_56;
+    0.5 * x * (1.0 + tanh(ROOT_TWO_OVER_PI * (x + 0.044_715 * x * x * x)))
+}
+
+/// To within 3e-7.
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    // Near 0 the quotient would lose what is left after 1 − 1: there the series.
+    let squared = x * x;
+    let series = x * (1.0 + squared * (-1.0 / 3.0 + squared * (2.0 / 15.0 - squared * (17.0 / 315.0))));
+    let quotient = 1.0 - 2.0 / (1.0 + exp(2.0 * x));
+    if squared < 0.02 { series } else { quotient }
+}
+
+/// The error function, to within 3e-7. Coefficients: Cephes, `erff` and `erfcf`.
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    #[inline(always)]
+    fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
+        let mut sum = 0.0;
+        for c in coefficients {
+            sum = sum * x + c;
+        }
+        sum
+    }
+    const NEAR: [f32; 7] = [
+        7.853_861_4e-5,
+        -8.010_193_6e-4,
+        5.188_327_7e-3,
+        -2.685_381_2e-2,
+        1.128_358_5e-1,
+        -3.761_262_6e-1,
+        1.128_379_2,
+    ];
+    const MIDDLE: [f32; 9] = [
+        2.326_82e-2,
+        -1.387_039_4e-1,
+        3.687_424_7e-1,
+        -5.824_733e-1,
+        6.210_004_6e-1,
+        -4.944_515_3e-1,
+        3.404_88e-1,
+        -2.741_127e-1,
+        5.638_259_4e-1,
+    ];
+    // Beyond 2 what is missing to 1 is so small that the middle's polynomial, clamped, does for all.
+    let size = x.abs();
+    let near = x * polynomial(x * x, NEAR);
+    let clamped = if size > 1.0 { size } else { 1.0 };
+    let inverse = 1.0 / (clamped * clamped);
+    let missing = exp(-clamped * clamped) / clamped * polynomial(inverse, MIDDLE);
+    let far = if x < 0.0 { missing - 1.0 } else { 1.0 - missing };
+    if size <= 1.0 { near } else { far }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,10 +397,69 @@ mod tests {
     #[test]
     fn softmax_sees_no_later_position() {
         let mut scores = vec![1.0, 9.0, 9.0, 9.0, 0.0, 3.0_f32.ln(), 9.0, 9.0];
-        causal_softmax(&mut scores, 4, 0);
+        causal_softmax(&mut scores, 4, 0, None);
         let expected = [1.0, 0.0, 0.0, 0.0, 0.25, 0.75, 0.0, 0.0];
         for (score, expected) in scores.iter().zip(expected) {
             assert!((score - expected).abs() <= 1e-6, "{scores:?}");
+        }
+    }
+
+    #[test]
+    fn softmax_sees_no_further_back_than_its_window() {
+        let mut scores = vec![5.0, 9.0, 9.0, 0.0, 3.0_f32.ln(), 9.0, 7.0, 1.0, 1.0];
+        causal_softmax(&mut scores, 3, 0, Some(2));
+        let expected = [1.0, 0.0, 0.0, 0.25, 0.75, 0.0, 0.0, 0.5, 0.5];
+        for (score, expected) in scores.iter().zip(expected) {
+            assert!((score - expected).abs() <= 1e-6, "{scores:?}");
+        }
+    }
+
+    /// By its series, and further out by the continued fraction of its distance to 1.
+    fn erf_of(x: f64) -> f64 {
+        let root_pi = std::f64::consts::PI.sqrt();
+        if x.abs() > 2.0 {
+            let size = x.abs();
+            let fraction = (1..=100).rev().fold(size, |fraction, k| size + f64::from(k) / 2.0 / fraction);
+            return x.signum() * (1.0 - (-size * size).exp() / root_pi / fraction);
+        }
+        let (mut term, mut sum) = (x, x);
+        for n in 1..60 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        sum * 2.0 / root_pi
+    }
+
+    #[test]
+    fn activations_are_those_of_their_definitions() {
+        for step in -100_000..=100_000 {
+            let x = f64::from(step) * 1e-4;
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+            for (name, found, expected) in [
+                ("silu", silu(x as f32), x / (1.0 + (-x).exp())),
+                ("gelu", gelu(x as f32), 0.5 * x * (1.0 + erf_of(x / 2f64.sqrt()))),
+                ("gelu_tanh", gelu_tanh(x as f32), 0.5 * x * (1.0 + inner.tanh())),
+                ("tanh", tanh(x as f32), x.tanh()),
+                ("erf", erf(x as f32), erf_of(x)),
+            ] {
+                let off = (f64::from(found) - expected).abs();
+                assert!(off <= 4e-7 * expected.abs().max(1.0), "{name}({x}) = {found}, expected {expected}");
+            }
+        }
+        assert!(gelu(f32::NAN).is_nan() && gelu_tanh(f32::NAN).is_nan() && silu(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn layer_norm_of_a_width_that_fills_no_register() {
+        let x: Vec<f32> = (0..21).map(|i| (i as f32 - 7.5).powi(2) + 1000.0).collect();
+        let (gain, bias): (Vec<f32>, Vec<f32>) = (0..21).map(|i| (1.0 + i as f32, i as f32)).unzip();
+        let out = layer_norm(&x, &gain, &bias, 1e-5);
+        let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / 21.0;
+        let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / 21.0;
+        for i in 0..21 {
+            let normed = (f64::from(x[i]) - mean) / (variance + 1e-5).sqrt();
+            let expected = normed * f64::from(gain[i]) + f64::from(bias[i]);
+            assert!((f64::from(out[i]) - expected).abs() <= 1e-4, "{} against {expected}", out[i]);
         }
     }
 

@@ -1,27 +1,31 @@
-//! A dense layer without bias, on slices.
+//! A dense layer on slices.
 
-/// y = x W, on one thread. Where d_out is above 256, a row of the product has the same bits whatever rows stand
+use super::kernels::add_to_rows;
+use crate::weights::LinearWeights;
+
+/// y = x W + b, on one thread. Where d_out is above 256, a row of the product has the same bits whatever rows stand
 /// beside it (the `gemm` crate takes other paths for very small products).
 #[derive(Debug)]
 pub(crate) struct Linear {
     /// [d_in, d_out].
     weight: Vec<f32>,
+    /// [d_out]; empty where there is none.
+    bias: Vec<f32>,
     d_in: usize,
     d_out: usize,
 }
 
 impl Linear {
-    /// From the file's arrangement: weight [d_out, d_in].
-    pub(crate) fn new(rows: &[f32], d_in: usize) -> Self {
-        let d_out = rows.len() / d_in;
-        Self { weight: transposed(rows, d_in), d_in, d_out }
+    pub(crate) fn new(weights: &LinearWeights, d_in: usize) -> Self {
+        let d_out = weights.rows.len() / d_in;
+        Self { weight: transposed(&weights.rows, d_in), bias: weights.bias.clone(), d_in, d_out }
     }
 
     pub(crate) fn d_out(&self) -> usize {
         self.d_out
     }
 
-    /// Puts the rows of x W behind those in `out`. The rows of x start `x_stride` apart; what follows a row's first
+    /// Puts the rows of x W + b behind those in `out`. The rows of x start `x_stride` apart; what follows a row's first
     /// d_in values is passed over.
     /// Shapes: x [T, x_stride] → [T, d_out].
     pub(crate) fn append(&self, x: &[f32], x_stride: usize, out: &mut Vec<f32>) {
@@ -39,6 +43,9 @@ impl Linear {
         unsafe {
             multiply(n_computed, d_out, d_in, x, weight, out.as_mut_ptr().add(start), d_out);
             out.set_len(start + n_rows * d_out);
+        }
+        if !self.bias.is_empty() {
+            add_to_rows(&mut out[start..], &self.bias);
         }
     }
 }
@@ -101,7 +108,7 @@ pub(crate) unsafe fn multiply(
 }
 
 /// Shapes: [n, width] → [width, n].
-fn transposed(rows: &[f32], width: usize) -> Vec<f32> {
+pub(crate) fn transposed(rows: &[f32], width: usize) -> Vec<f32> {
     let n = rows.len() / width;
     let mut out = vec![0.0; rows.len()];
     // Tiles keep both sides in cache.
@@ -122,6 +129,10 @@ fn transposed(rows: &[f32], width: usize) -> Vec<f32> {
 mod tests {
     use super::*;
 
+    fn linear(rows: Vec<f32>, bias: Vec<f32>, d_in: usize) -> Linear {
+        Linear::new(&LinearWeights { rows, bias }, d_in)
+    }
+
     /// Numbers of no particular pattern in [-1, 1).
     fn numbers(n: usize) -> Vec<f32> {
         (0..n as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
@@ -130,7 +141,7 @@ mod tests {
     #[test]
     fn a_row_has_the_same_bits_among_any_number_of_others() {
         for (d_in, d_out) in [(576, 960), (576, 576), (1536, 576), (576, 3072), (64, 264)] {
-            let linear = Linear::new(&numbers(d_in * d_out), d_in);
+            let linear = linear(numbers(d_in * d_out), numbers(d_out), d_in);
             let x = numbers(512 * d_in);
             let mut all = Vec::new();
             linear.append(&x, d_in, &mut all);
@@ -147,13 +158,14 @@ mod tests {
         let (d_in, d_out, stride) = (37, 21, 50);
         let (weight, x) = (numbers(d_in * d_out), numbers(3 * stride));
         let mut out = vec![7.0];
-        Linear::new(&weight, d_in).append(&x, stride, &mut out);
+        linear(weight.clone(), numbers(d_out), d_in).append(&x, stride, &mut out);
         assert_eq!((out.len(), out[0]), (1 + 3 * d_out, 7.0));
         for row in 0..3 {
             for column in 0..d_out {
                 let terms = (0..d_in).map(|i| f64::from(x[row * stride + i]) * f64::from(weight[column * d_in + i]));
                 let found = f64::from(out[1 + row * d_out + column]);
-                assert!((found - terms.sum::<f64>()).abs() <= 1e-5, "row {row}, column {column}: {found}");
+                let expected = terms.sum::<f64>() + f64::from(numbers(d_out)[column]);
+                assert!((found - expected).abs() <= 1e-5, "row {row}, column {column}: {found}");
             }
         }
     }

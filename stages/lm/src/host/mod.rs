@@ -10,12 +10,12 @@ mod linear;
 use anyhow::Result;
 use rayon::prelude::*;
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, NormKind};
 use crate::forward::Blocks;
-use crate::gguf::Gguf;
 use crate::rope::Rope;
-use crate::weights::BlockWeights;
+use crate::weights::{BlockWeights, NormWeights, Weights};
 use linear::Linear;
+pub(crate) use linear::transposed;
 
 /// Rows that go through a product together: enough to pay for packing the weights, few enough for the cache.
 const ROWS_PER_PIECE: usize = 512;
@@ -25,38 +25,46 @@ const ROWS_PER_PIECE: usize = 512;
 pub(crate) struct HostWeights {
     config: ModelConfig,
     blocks: Vec<HostBlock>,
-    final_norm: Vec<f32>,
+    final_norm: NormWeights,
 }
 
 #[derive(Debug)]
 struct HostBlock {
-    attn_norm: Vec<f32>,
+    attn_norm: NormWeights,
     qkv: Linear,
+    query_norm: Vec<f32>,
+    key_norm: Vec<f32>,
     attn_out: Linear,
-    ffn_norm: Vec<f32>,
-    gate_up: Linear,
+    attn_post_norm: Option<NormWeights>,
+    ffn_norm: NormWeights,
+    up: Linear,
     down: Linear,
+    ffn_post_norm: Option<NormWeights>,
 }
 
 impl HostWeights {
-    pub(crate) fn read(gguf: &Gguf, config: &ModelConfig) -> Result<Self> {
-        let read_block = |n| BlockWeights::read(gguf, config, n).map(|block| HostBlock::new(&block, config));
-        let blocks = (0..config.n_layers).into_par_iter().map(read_block).collect::<Result<_>>()?;
-        let final_norm = gguf.read("output_norm.weight", &[config.d_model])?;
-        Ok(Self { config: config.clone(), blocks, final_norm })
+    /// The first `n_blocks` blocks.
+    pub(crate) fn read(weights: &impl Weights, config: &ModelConfig, n_blocks: usize) -> Result<Self> {
+        let read_block = |n| weights.block(n).map(|block| HostBlock::new(block, config));
+        let blocks = (0..n_blocks).into_par_iter().map(read_block).collect::<Result<_>>()?;
+        Ok(Self { config: config.clone(), blocks, final_norm: weights.final_norm()? })
     }
 }
 
 impl HostBlock {
-    fn new(weights: &BlockWeights, config: &ModelConfig) -> Self {
+    fn new(weights: BlockWeights, config: &ModelConfig) -> Self {
         let d_model = config.d_model;
         Self {
-            attn_norm: weights.attn_norm.clone(),
             qkv: Linear::new(&weights.qkv, d_model),
             attn_out: Linear::new(&weights.attn_out, config.n_heads * config.d_head),
-            ffn_norm: weights.ffn_norm.clone(),
-            gate_up: Linear::new(&weights.gate_up, d_model),
+            up: Linear::new(&weights.up, d_model),
             down: Linear::new(&weights.down, config.d_ffn),
+            attn_norm: weights.attn_norm,
+            query_norm: weights.query_norm,
+            key_norm: weights.key_norm,
+            attn_post_norm: weights.attn_post_norm,
+            ffn_norm: weights.ffn_norm,
+            ffn_post_norm: weights.ffn_post_norm,
         }
     }
 }
@@ -76,30 +84,46 @@ impl Blocks for HostPass<'_> {
         self.weights.blocks.len()
     }
 
+    fn is_parallel(&self) -> bool {
+        self.weights.config.is_parallel
+    }
+
     fn attention(&self, block: usize, x: &Vec<f32>) -> Vec<f32> {
-        let (config, block) = (&self.weights.config, &self.weights.blocks[block]);
+        let config = &self.weights.config;
+        let window = config.attention.window(block);
+        let block = &self.weights.blocks[block];
         let mut qkv = Vec::with_capacity(x.len() / config.d_model * block.qkv.d_out());
         for rows in x.chunks(ROWS_PER_PIECE * config.d_model) {
             let normed = self.norm(rows, &block.attn_norm);
             block.qkv.append(&normed, config.d_model, &mut qkv); // [T, (n_heads + 2 n_kv_heads) d_head]
         }
-        let heads = attention::attend(&mut qkv, config, self.rope, self.context); // [T, n_heads d_head]
+        if config.attention.has_qk_norm {
+            let (width, eps, n_heads) = (config.d_qkv(), config.norm.eps, config.n_heads);
+            kernels::norm_heads(&mut qkv, width, 0..n_heads, &block.query_norm, eps);
+            kernels::norm_heads(&mut qkv, width, n_heads..n_heads + config.n_kv_heads, &block.key_norm, eps);
+        }
+        let heads = attention::attend(&mut qkv, config, window, self.rope, self.context); // [T, n_heads d_head]
         let mut out = Vec::with_capacity(x.len());
         block.attn_out.append(&heads, config.n_heads * config.d_head, &mut out); // [T, d_model]
-        out
+        self.post_norm(out, block.attn_post_norm.as_ref())
     }
 
     fn feed_forward(&self, block: usize, x: &Vec<f32>) -> Vec<f32> {
         let (config, block) = (&self.weights.config, &self.weights.blocks[block]);
+        let activation = config.feed_forward.activation;
         let mut out = Vec::with_capacity(x.len());
         for rows in x.chunks(ROWS_PER_PIECE * config.d_model) {
             let normed = self.norm(rows, &block.ffn_norm);
-            let mut gate_up = Vec::new();
-            block.gate_up.append(&normed, config.d_model, &mut gate_up); // [T, 2 d_ffn]
-            kernels::swiglu(&mut gate_up, config.d_ffn);
-            block.down.append(&gate_up, 2 * config.d_ffn, &mut out); // [T, d_model]
+            let mut up = Vec::new();
+            block.up.append(&normed, config.d_model, &mut up); // [T, d_ffn], or [T, 2 d_ffn] with a gate
+            if config.feed_forward.is_gated {
+                kernels::activate_gated(&mut up, config.d_ffn, activation);
+            } else {
+                kernels::activate(&mut up, activation);
+            }
+            block.down.append(&up, block.up.d_out(), &mut out); // [T, d_model]
         }
-        out
+        self.post_norm(out, block.ffn_post_norm.as_ref())
     }
 
     fn add(&self, mut x: Vec<f32>, y: &Vec<f32>) -> Vec<f32> {
@@ -113,7 +137,18 @@ impl Blocks for HostPass<'_> {
 }
 
 impl HostPass<'_> {
-    fn norm(&self, x: &[f32], gain: &[f32]) -> Vec<f32> {
-        kernels::rms_norm(x, gain, self.weights.config.rms_eps)
+    fn norm(&self, x: &[f32], weights: &NormWeights) -> Vec<f32> {
+        let norm = self.weights.config.norm;
+        match norm.kind {
+            NormKind::Rms => kernels::rms_norm(x, &weights.gain, norm.eps),
+            NormKind::Layer => kernels::layer_norm(x, &weights.gain, &weights.bias, norm.eps),
+        }
+    }
+
+    fn post_norm(&self, x: Vec<f32>, weights: Option<&NormWeights>) -> Vec<f32> {
+        match weights {
+            None => x,
+            Some(weights) => self.norm(&x, weights),
+        }
     }
 }

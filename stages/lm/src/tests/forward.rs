@@ -15,7 +15,7 @@ fn hooks() -> impl Iterator<Item = Hook> {
 /// The same model on its two implementations: slices, and burn tensors.
 fn models(tiny: &Tiny) -> [LanguageModel; 2] {
     let file = TempFile::new(&tiny.bytes());
-    [true, false].map(|on_host| LanguageModel::open_as(file.path(), &cpu(), on_host).unwrap())
+    [true, false].map(|on_host| LanguageModel::open_as(file.path(), &cpu(), on_host, None).unwrap())
 }
 
 fn tokens(n: usize, seed: u64) -> Vec<u32> {

@@ -1,37 +1,9 @@
-//! The numbers of a Llama-family model, taken from a GGUF file's metadata.
+//! A Llama-family model described by a GGUF file's metadata.
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::{Activation, Attention, FeedForward, MAX_SIZE, ModelConfig, Norm, NormKind, Positions, Rotary};
 use crate::gguf::{Gguf, Value};
-
-/// The architecture's numbers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelConfig {
-    /// Width of the residual stream.
-    pub d_model: usize,
-    /// Number of blocks.
-    pub n_layers: usize,
-    /// Query heads of a block.
-    pub n_heads: usize,
-    /// Key and value heads of a block; each serves `n_heads / n_kv_heads` query heads.
-    pub n_kv_heads: usize,
-    /// Width of a head.
-    pub d_head: usize,
-    /// Width of the feed-forward part.
-    pub d_ffn: usize,
-    /// Number of tokens in the vocabulary.
-    pub n_vocab: usize,
-    /// Longest context, in tokens, that the model was made for.
-    pub context_length: usize,
-    /// Base of the rotary position embedding's frequencies.
-    pub rope_base: f64,
-    /// ε of the RMS norms.
-    pub rms_eps: f32,
-}
-
-/// No size in a Llama-family model comes near this; a larger figure is a damaged file, and smaller ones
-/// cannot overflow when two or three of them are multiplied.
-const MAX_SIZE: usize = 1 << 20;
 
 impl ModelConfig {
     /// Reads and checks the metadata. Errors name the file and the key.
@@ -47,10 +19,6 @@ impl ModelConfig {
         let d_model = size(gguf, "llama.embedding_length")?;
         let n_heads = size(gguf, "llama.attention.head_count")?;
         let n_kv_heads = optional_size(gguf, "llama.attention.head_count_kv")?.unwrap_or(n_heads);
-        ensure!(
-            n_heads.is_multiple_of(n_kv_heads),
-            "llama.attention.head_count = {n_heads} is not a multiple of llama.attention.head_count_kv = {n_kv_heads}"
-        );
         let d_head = match optional_size(gguf, "llama.attention.key_length")? {
             Some(d_head) => d_head,
             None if d_model.is_multiple_of(n_heads) => d_model / n_heads,
@@ -63,20 +31,14 @@ impl ModelConfig {
             }
         }
 
-        let rope_base = optional_float(gguf, "llama.rope.freq_base")?.unwrap_or(10_000.0);
-        ensure!(rope_base.is_finite() && rope_base > 1.0, "llama.rope.freq_base = {rope_base} is no base");
-        let rms_eps = float(gguf, "llama.attention.layer_norm_rms_epsilon")? as f32;
-        ensure!(
-            rms_eps.is_finite() && rms_eps > 0.0,
-            "llama.attention.layer_norm_rms_epsilon = {rms_eps}, expected a small positive number"
-        );
-
+        let base = optional_float(gguf, "llama.rope.freq_base")?.unwrap_or(10_000.0);
+        let eps = float(gguf, "llama.attention.layer_norm_rms_epsilon")? as f32;
         let embedding = gguf.info("token_embd.weight").context("tensor token_embd.weight is missing")?;
         let n_vocab = *embedding.dims.get(1).context("tensor token_embd.weight is not a matrix")?;
         if let Some(n) = optional_size(gguf, "llama.vocab_size")? {
             ensure!(n == n_vocab, "llama.vocab_size = {n}, but token_embd.weight has {n_vocab} rows");
         }
-        Ok(Self {
+        let config = Self {
             d_model,
             n_layers: size(gguf, "llama.block_count")?,
             n_heads,
@@ -85,8 +47,27 @@ impl ModelConfig {
             d_ffn: size(gguf, "llama.feed_forward_length")?,
             n_vocab,
             context_length: size(gguf, "llama.context_length")?,
-            rope_base,
-            rms_eps,
+            norm: Norm { kind: NormKind::Rms, eps },
+            positions: Positions::Rotary(Rotary { base, n_rotary: d_head, factor: 1.0, stretch: None }),
+            attention: Attention {
+                scale: 1.0 / (d_head as f32).sqrt(),
+                softcap: None,
+                windows: Vec::new(),
+                has_qk_norm: false,
+            },
+            feed_forward: FeedForward { activation: Activation::Silu, is_gated: true },
+            is_parallel: false,
+            embedding_scale: 1.0,
+            logit_softcap: None,
+        };
+        config.check(|name| {
+            let key = match name {
+                "n_heads" => "attention.head_count",
+                "n_kv_heads" => "attention.head_count_kv",
+                "rope_base" => "rope.freq_base",
+                _ => "attention.layer_norm_rms_epsilon",
+            };
+            format!("llama.{key}")
         })
     }
 }
