@@ -43,7 +43,7 @@ pub struct LanguageModel {
 
 #[derive(Debug)]
 enum BlocksOn {
-    Host(HostWeights),
+    Host(Box<HostWeights>),
     Tensors(Box<TensorWeights>),
 }
 
@@ -131,7 +131,7 @@ impl LanguageModel {
         let unembedding = if last.is_none() { weights.unembedding()? } else { None };
         let unembedding = unembedding.map(|layer| matrix(layer.rows));
         let blocks = if on_host {
-            BlocksOn::Host(HostWeights::read(weights, config, n_blocks)?)
+            BlocksOn::Host(Box::new(HostWeights::read(weights, config, n_blocks)?))
         } else {
             BlocksOn::Tensors(Box::new(TensorWeights::read(weights, config, device, n_blocks)?))
         };

@@ -449,7 +449,7 @@ impl<'a> Keys<'a> {
     fn refuse_unknown(&self) -> Result<()> {
         let used = self.used.borrow();
         let is_known = |key: &&String| used.contains(*key) || WITHOUT_MEANING.contains(&key.as_str());
-        match self.map.iter().find(|(key, value)| !is_known(&key) && !value.is_null()) {
+        match self.map.iter().find(|(key, value)| !is_known(key) && !value.is_null()) {
             None => Ok(()),
             Some((key, value)) => bail!(
                 "{key} = {value} is not known here, and may change what the model computes; if it does not, take it out of a \

@@ -98,21 +98,9 @@ pub(crate) fn softcap(values: &mut [f32], cap: f32) {
 /// The activation of a feed-forward part without a gate, in place.
 pub(crate) fn activate(values: &mut [f32], activation: Activation) {
     match activation {
-        Activation::Silu => each(
-            values,
-            #[inline(always)]
-            |x| silu(x),
-        ),
-        Activation::Gelu => each(
-            values,
-            #[inline(always)]
-            |x| gelu(x),
-        ),
-        Activation::GeluTanh => each(
-            values,
-            #[inline(always)]
-            |x| gelu_tanh(x),
-        ),
+        Activation::Silu => each(values, silu),
+        Activation::Gelu => each(values, gelu),
+        Activation::GeluTanh => each(values, gelu_tanh),
     }
 }
 
@@ -128,24 +116,9 @@ fn each(values: &mut [f32], f: impl Fn(f32) -> f32) {
 /// Source: Shazeer 2020, "GLU Variants Improve Transformer", equation 6.
 pub(crate) fn activate_gated(gate_up: &mut [f32], d_ffn: usize, activation: Activation) {
     match activation {
-        Activation::Silu => each_gated(
-            gate_up,
-            d_ffn,
-            #[inline(always)]
-            |x| silu(x),
-        ),
-        Activation::Gelu => each_gated(
-            gate_up,
-            d_ffn,
-            #[inline(always)]
-            |x| gelu(x),
-        ),
-        Activation::GeluTanh => each_gated(
-            gate_up,
-            d_ffn,
-            #[inline(always)]
-            |x| gelu_tanh(x),
-        ),
+        Activation::Silu => each_gated(gate_up, d_ffn, silu),
+        Activation::Gelu => each_gated(gate_up, d_ffn, gelu),
+        Activation::GeluTanh => each_gated(gate_up, d_ffn, gelu_tanh),
     }
 }
 
@@ -317,7 +290,7 @@ fn gelu(x: f32) -> f32 {
 /// The same by tanh, as GPT-2 has it.
 #[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
-    const ROOT_TWO_OVER_PI: f32 = 0.797_884_56;
+    const ROOT_TWO_OVER_PI: f32 = 0.797_884_6;
     0.5 * x * (1.0 + tanh(ROOT_TWO_OVER_PI * (x + 0.044_715 * x * x * x)))
 }
 
@@ -349,7 +322,7 @@ fn erf(x: f32) -> f32 {
         -2.685_381_2e-2,
         1.128_358_5e-1,
         -3.761_262_6e-1,
-        1.128_379_2,
+        std::f32::consts::FRAC_2_SQRT_PI,
     ];
     const MIDDLE: [f32; 9] = [
         2.326_82e-2,
