@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod digest;
+pub mod guarded;
 pub mod random;
 pub mod stage;
 pub mod tables;

@@ -18,7 +18,6 @@ mod config;
 mod device;
 mod forward;
 mod gguf;
-mod guarded;
 mod hook;
 mod host;
 mod model;

@@ -29,10 +29,8 @@ mod replace;
 mod source;
 mod task;
 
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Once;
 
 use anyhow::{Context, Result};
 use clap::{Command, FromArgMatches};
@@ -46,6 +44,7 @@ pub use source::{ACTIVATIONS, ModelOrigin, SOURCES, Source, VADER};
 pub use task::{OpenOutput, Task};
 
 use crate::config::{self, DeviceChoice, Pipeline};
+use crate::guarded::guarded;
 
 /// A stage that has been started: its pipeline, its run folder, its log.
 pub struct Stage {
@@ -259,26 +258,9 @@ fn explain_panics(name: &'static str) {
     }));
 }
 
-/// Runs a reader that may panic on malformed files, as arrow's can, and turns the panic into an error about the file.
+/// Runs a Parquet reader, and names the file in its errors: arrow's can panic on malformed files.
 pub(crate) fn guard<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    thread_local! { static IS_READING: Cell<bool> = const { Cell::new(false) }; }
-    static HOOK: Once = Once::new();
-    // The hook is the whole process's, and other threads may be at work: only a reader's panics are passed over.
-    HOOK.call_once(|| {
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !IS_READING.get() {
-                hook(panic);
-            }
-        }));
-    });
-    IS_READING.set(true);
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
-    IS_READING.set(false);
-    match result {
-        Ok(result) => result.with_context(|| path.display().to_string()),
-        Err(_) => anyhow::bail!("{}: malformed, the Parquet reader gave up on it", path.display()),
-    }
+    guarded("Parquet reader", read).with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]

@@ -180,62 +180,55 @@ fn gpt2(keys: &Keys<'_>) -> Result<Described> {
 
 /// Llama, and what differs from it in biases and norms alone.
 fn llama(keys: &Keys<'_>, family: Family) -> Result<Described> {
-    let d_model = keys.size("hidden_size")?;
-    let n_heads = keys.size("num_attention_heads")?;
-    let d_head = match keys.optional_size("head_dim")? {
-        Some(d_head) => d_head,
-        None if family == Family::Qwen3 => 128,
-        None => divided(d_model, n_heads)?,
-    };
-    let n_layers = keys.layers("num_hidden_layers")?;
-    // Biases that are there are read, whatever these say; but not every family has them.
-    for key in ["attention_bias", "mlp_bias"] {
-        keys.flag(key)?;
-    }
+    keys.flag("mlp_bias")?;
     keys.must_be("rope_interleaved", false)?;
     keys.must_be("use_mrope", false)?;
     let is_sliding = keys.flag("use_sliding_window")?.unwrap_or(false);
     let window = keys.optional_size("sliding_window")?.filter(|_| is_sliding);
     ensure!(window.is_none(), "use_sliding_window = true is not supported for this family");
-    let windows = keys.windows(n_layers, None, |_| false)?;
-    let config = ModelConfig {
-        d_model,
-        n_layers,
-        n_heads,
-        n_kv_heads: keys.optional_size("num_key_value_heads")?.unwrap_or(n_heads),
-        d_head,
-        d_ffn: keys.size("intermediate_size")?,
-        n_vocab: keys.size("vocab_size")?,
-        context_length: keys.size("max_position_embeddings")?,
-        norm: Norm { kind: NormKind::Rms, eps: keys.eps("rms_norm_eps", 1e-6)? },
-        positions: keys.rotary(d_head, None, None)?,
-        attention: Attention { has_qk_norm: family == Family::Qwen3, ..attention(d_head, windows) },
-        feed_forward: FeedForward { activation: keys.activation("hidden_act", "silu")?, is_gated: true },
-        is_parallel: false,
-        embedding_scale: 1.0,
-        logit_softcap: None,
-    };
+    let d_head = (family == Family::Qwen3).then_some(128);
+    let mut config = like_llama(keys, d_head, None, ("hidden_act", "silu"))?;
+    config.attention.has_qk_norm = family == Family::Qwen3;
     keys.describe(family, config, false)
 }
 
 fn gemma2(keys: &Keys<'_>) -> Result<Described> {
-    let d_model = keys.size("hidden_size")?;
-    let n_heads = keys.size("num_attention_heads")?;
-    let d_head = keys.optional_size("head_dim")?.unwrap_or(256);
-    let n_layers = keys.layers("num_hidden_layers")?;
-    keys.flag("attention_bias")?;
     keys.must_be("use_bidirectional_attention", false)?;
     let window = keys.optional_size("sliding_window")?;
     if let Some(size) = keys.optional_size("sliding_window_size")? {
         ensure!(window == Some(size), "sliding_window_size = {size} differs from sliding_window");
     }
-    let windows = keys.windows(n_layers, window, |block| block % 2 == 0)?;
     let scalar = keys.float("query_pre_attn_scalar")?.unwrap_or(256.0);
     ensure!(scalar.is_finite() && scalar > 0.0, "query_pre_attn_scalar = {scalar} must be a positive number");
     // Older files have both; the second is what counts.
     let name = if keys.map.contains_key("hidden_activation") { "hidden_activation" } else { "hidden_act" };
     keys.use_key("hidden_act");
-    let config = ModelConfig {
+    let mut config = like_llama(keys, Some(256), window, (name, "gelu_pytorch_tanh"))?;
+    config.attention.scale = (1.0 / scalar.sqrt()) as f32;
+    config.attention.softcap = keys.cap("attn_logit_softcapping", 50.0)?;
+    config.embedding_scale = (config.d_model as f64).sqrt() as f32;
+    config.logit_softcap = keys.cap("final_logit_softcapping", 30.0)?;
+    keys.describe(Family::Gemma2, config, true)
+}
+
+/// What Llama and all that came of it have alike. `d_head` is a head's width where the file does not say it; unset: the heads
+/// share the stream's. `window` is what every other block sees, from the first on, where `layer_types` does not say which.
+fn like_llama(
+    keys: &Keys<'_>,
+    d_head: Option<usize>,
+    window: Option<usize>,
+    (activation, default): (&str, &str),
+) -> Result<ModelConfig> {
+    let d_model = keys.size("hidden_size")?;
+    let n_heads = keys.size("num_attention_heads")?;
+    let d_head = match keys.optional_size("head_dim")?.or(d_head) {
+        Some(d_head) => d_head,
+        None => divided(d_model, n_heads)?,
+    };
+    let n_layers = keys.layers("num_hidden_layers")?;
+    // Biases that are there are read, whatever this says.
+    keys.flag("attention_bias")?;
+    Ok(ModelConfig {
         d_model,
         n_layers,
         n_heads,
@@ -246,18 +239,12 @@ fn gemma2(keys: &Keys<'_>) -> Result<Described> {
         context_length: keys.size("max_position_embeddings")?,
         norm: Norm { kind: NormKind::Rms, eps: keys.eps("rms_norm_eps", 1e-6)? },
         positions: keys.rotary(d_head, None, None)?,
-        attention: Attention {
-            scale: (1.0 / scalar.sqrt()) as f32,
-            softcap: keys.cap("attn_logit_softcapping", 50.0)?,
-            windows,
-            has_qk_norm: false,
-        },
-        feed_forward: FeedForward { activation: keys.activation(name, "gelu_pytorch_tanh")?, is_gated: true },
+        attention: attention(d_head, keys.windows(n_layers, window)?),
+        feed_forward: FeedForward { activation: keys.activation(activation, default)?, is_gated: true },
         is_parallel: false,
-        embedding_scale: (d_model as f64).sqrt() as f32,
-        logit_softcap: keys.cap("final_logit_softcapping", 30.0)?,
-    };
-    keys.describe(Family::Gemma2, config, true)
+        embedding_scale: 1.0,
+        logit_softcap: None,
+    })
 }
 
 fn attention(d_head: usize, windows: Vec<Option<usize>>) -> Attention {
@@ -302,7 +289,8 @@ impl<'a> Keys<'a> {
     }
 
     fn float(&self, key: &str) -> Result<Option<f64>> {
-        self.get(key).map(|value| number(value, key)).transpose()
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_f64().map(Some).with_context(|| format!("{key} = {value}, expected a number"))
     }
 
     fn eps(&self, key: &str, default: f64) -> Result<f32> {
@@ -396,15 +384,10 @@ impl<'a> Keys<'a> {
         value.as_object().map(Some).with_context(|| format!("{key} = {value}, expected an object"))
     }
 
-    /// How far each block sees: `layer_types` where the file has them, or else `is_local` says which see `window` alone.
-    fn windows(
-        &self,
-        n_layers: usize,
-        window: Option<usize>,
-        is_local: impl Fn(usize) -> bool,
-    ) -> Result<Vec<Option<usize>>> {
+    /// How far each block sees: by `layer_types` where the file has them, or else every other one `window` alone.
+    fn windows(&self, n_layers: usize, window: Option<usize>) -> Result<Vec<Option<usize>>> {
         let Some(types) = self.get("layer_types") else {
-            return Ok((0..n_layers).map(|block| window.filter(|_| is_local(block))).collect());
+            return Ok((0..n_layers).map(|block| window.filter(|_| block % 2 == 0)).collect());
         };
         let types = types.as_array().context("layer_types: expected a list")?;
         ensure!(types.len() == n_layers, "layer_types has {} entries for {n_layers} blocks", types.len());
@@ -457,10 +440,6 @@ impl<'a> Keys<'a> {
             ),
         }
     }
-}
-
-fn number(value: &Value, key: &str) -> Result<f64> {
-    value.as_f64().with_context(|| format!("{key} = {value}, expected a number"))
 }
 
 #[cfg(test)]

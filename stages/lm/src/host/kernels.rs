@@ -23,7 +23,7 @@ pub(crate) fn rms_norm(x: &[f32], gain: &[f32], eps: f32) -> Vec<f32> {
         #[inline(always)]
         || {
             for x in x.chunks_exact(d) {
-                let scale = 1.0 / (sum_of_squares(x) / d as f32 + eps).sqrt();
+                let scale = inverse_rms(x, eps);
                 out.extend(x.iter().zip(gain).map(|(&x, &gain)| x * scale * gain));
             }
         },
@@ -44,7 +44,7 @@ pub(crate) fn layer_norm(x: &[f32], gain: &[f32], bias: &[f32], eps: f32) -> Vec
                 let start = out.len();
                 let mean = sum(x) / d as f32;
                 out.extend(x.iter().map(|&x| x - mean));
-                let scale = 1.0 / (sum_of_squares(&out[start..]) / d as f32 + eps).sqrt();
+                let scale = inverse_rms(&out[start..], eps);
                 for ((y, &gain), &bias) in out[start..].iter_mut().zip(gain).zip(bias) {
                     *y = *y * scale * gain + bias;
                 }
@@ -63,7 +63,7 @@ pub(crate) fn norm_heads(rows: &mut [f32], width: usize, heads: std::ops::Range<
         || {
             for row in rows.chunks_exact_mut(width) {
                 for head in row[heads.start * d..heads.end * d].chunks_exact_mut(d) {
-                    let scale = 1.0 / (sum_of_squares(head) / d as f32 + eps).sqrt();
+                    let scale = inverse_rms(head, eps);
                     head.iter_mut().zip(gain).for_each(|(x, &gain)| *x = *x * scale * gain);
                 }
             }
@@ -183,6 +183,12 @@ pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     for (((low, high), &cos), &sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
         (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
     }
+}
+
+/// 1 / √(mean x² + ε).
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt()
 }
 
 #[inline(always)]

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Error, Result, bail, ensure};
+use artifact::guarded::guarded;
 use tokenizers::{DecoderWrapper, PostProcessorWrapper};
 
 use super::{Places, SEPARATOR, Tokenizer, byte_of_symbol};
-use crate::guarded::guarded;
 
 /// SentencePiece's sign for a space.
 const SPACE: char = '▁';

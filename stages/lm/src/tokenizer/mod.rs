@@ -6,8 +6,7 @@ mod huggingface;
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Error, Result, ensure};
-
-use crate::guarded::guarded;
+use artifact::guarded::guarded;
 
 /// The token that stands between documents, where a vocabulary has it.
 const SEPARATOR: &str = "<|endoftext|>";

@@ -10,7 +10,7 @@ thread_local! {
 }
 
 /// Runs a reader of `what`. Errors: its own, or that it panicked; nothing is printed then.
-pub(crate) fn guarded<T>(what: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn guarded<T>(what: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
     static HOOK: Once = Once::new();
     // The hook is the whole process's, and other threads may be at work: only a reader's panics are passed over.
     HOOK.call_once(|| {
