@@ -28,7 +28,7 @@ base  = $(abspath $(wildcard $(addprefix $(dir $1),$(shell sed -n "s/^extends: *
 chain = $1 $(foreach file,$(filter-out $2,$(base)),$(call chain,$(file),$2 $(file)))
 CONFIGS := $(call chain,$(CONFIG),$(abspath $(CONFIG)))
 
-.PHONY: all runs $(STAGES) status build test bench repro clean clean-source help FORCE
+.PHONY: all runs $(STAGES) status build hooks test bench repro clean clean-source help FORCE
 
 all: report ## run every stage that is not up to date, then say where the report is
 	@echo "report: $(RUN)/report/report.md"
@@ -69,6 +69,12 @@ again-%: $(BIN)/% ## run one stage even if it is up to date
 
 status: build ## what is fresh, stale, missing or failed, and why (given what lies upstream now)
 	@for stage in $(STAGES); do $(BIN)/$$stage $(FLAGS) --status || true; done
+
+hooks: all ## the same for each hook in harvest.also, whose datasets `make harvest` makes in the same pass: into RUN/at/HOOK
+	@for run in $(RUN)/at/*/; do \
+	  [ -f $${run}pipeline.yaml ] || { echo "make: $(CONFIG) has no harvest.also"; exit 1; }; \
+	  $(MAKE) --no-print-directory all CONFIG=$${run}pipeline.yaml RUN=$${run%/}; \
+	done
 
 runs: build ## the planned runs and the sweep over L0, one after another into data/runs/N, then all there are in one report; RUNS="1 2" makes two, VARIANT=-loose the others
 	@for n in $(RUNS); do \

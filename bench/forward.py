@@ -1,4 +1,4 @@
-"""Forward passes to a hook: ours, transformers in f32, and llama.cpp on the same GGUF file, in turns.
+"""Forward passes to a hook: ours at each kind of products, transformers in f32, and llama.cpp on the same GGUF file, in turns.
 
     python3 bench/forward.py --model data/source/smollm2-135m/MODEL.gguf --contexts data/run/harvest/contexts.parquet
 
@@ -33,13 +33,16 @@ def contexts_of(path, n, length):
     return np.concatenate([np.zeros((n, 1), dtype=np.uint32), rows], axis=1)
 
 
+PRODUCTS = ["f32", "bf16", "int8"]
+
+
 class Ours:
-    def __init__(self, model, block, tokens):
+    def __init__(self, model, block, tokens, products):
         file = tempfile.NamedTemporaryFile(suffix=".tokens", delete=False)
         file.write(tokens.astype("<u4").tobytes())
         file.close()
         hook = f"blocks.{block}.hook_resid_post"
-        command = ["target/release/examples/forward", model, hook, str(tokens.shape[1]), file.name]
+        command = ["target/release/examples/forward", model, hook, str(tokens.shape[1]), file.name, products]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self):
@@ -112,6 +115,16 @@ def turns(subjects, rounds):
     return times
 
 
+def ratios(times, other):
+    """How many times as fast as another ours are, round by round."""
+    out = {}
+    for products in PRODUCTS:
+        of_rounds = [theirs / ours for ours, theirs in zip(times[products], times[other])]
+        median, least = round(statistics.median(of_rounds), 2), round(min(of_rounds), 2)
+        out[f"{products}_over_{other}"] = {"median": median, "min": least}
+    return out
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -131,27 +144,23 @@ def main():
     config, n_layers = theirs.model.config, theirs.model.config.num_hidden_layers
     peak = peak_gflops()
     out = {"threads": args.threads, "peak_gflops": round(peak)}
-    ours = Ours(args.model, args.block, tokens)
-    times = turns({"ours": ours, "transformers": theirs}, args.rounds)
-    if not abs(ours.mean_square / theirs.mean_square - 1) <= 1e-4:
-        raise SystemExit(f"they do not compute the same: {ours.mean_square} and {theirs.mean_square}")
-    ratios = [b / a for a, b in zip(times["ours"], times["transformers"])]
+    ours = {products: Ours(args.model, args.block, tokens, products) for products in PRODUCTS}
+    times = turns({**ours, "transformers": theirs}, args.rounds)
+    if not abs(ours["f32"].mean_square / theirs.mean_square - 1) <= 1e-4:
+        raise SystemExit(f"they do not compute the same: {ours['f32'].mean_square} and {theirs.mean_square}")
     flops = flops_per_token(config, args.block + 1, args.length)
     speed = {name: tokens.size / statistics.median(seconds) for name, seconds in times.items()}
     out["to the hook"] = {
         **{f"{name}_tokens_per_s": round(value) for name, value in speed.items()},
-        **{f"{name}_share_of_peak": round(value * flops / peak / 1e9, 3) for name, value in speed.items()},
-        "ratio_median": round(statistics.median(ratios), 2), "ratio_min": round(min(ratios), 2),
+        **{f"{name}_share_of_f32_peak": round(value * flops / peak / 1e9, 3) for name, value in speed.items()},
+        **ratios(times, "transformers"),
     }
     if not args.no_llama_cpp:
-        whole = {
-            "ours": Ours(args.model, n_layers - 1, tokens), "llama_cpp": LlamaCpp(args.model, tokens, args.threads),
-        }
-        times = turns(whole, args.rounds)
-        ratios = [b / a for a, b in zip(times["ours"], times["llama_cpp"])]
+        whole = {products: Ours(args.model, n_layers - 1, tokens, products) for products in PRODUCTS}
+        times = turns({**whole, "llama_cpp": LlamaCpp(args.model, tokens, args.threads)}, args.rounds)
         out["all blocks"] = {
             **{f"{name}_tokens_per_s": round(tokens.size / statistics.median(t)) for name, t in times.items()},
-            "ratio_median": round(statistics.median(ratios), 2), "ratio_min": round(min(ratios), 2),
+            **ratios(times, "llama_cpp"),
         }
     print(json.dumps(out, indent=1))
 

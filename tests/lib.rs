@@ -29,6 +29,11 @@ impl Run {
         Self { config, folder, home }
     }
 
+    /// A run of a pipeline file that lies elsewhere.
+    pub fn at(config: PathBuf, folder: PathBuf) -> Self {
+        Self { config, folder, home: tempfile::tempdir().expect("a temporary folder") }
+    }
+
     /// A run of `configs/NAME`, of which nothing has been made yet.
     pub fn of(name: &str) -> Self {
         Self::new(&std::fs::read_to_string(repository().join("configs").join(name)).expect("a shipped pipeline"))

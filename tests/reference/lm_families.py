@@ -1,6 +1,8 @@
 """A small random checkpoint of each supported family, saved by transformers, with its activations at every hook.
 
-    python lm_families.py OUT        (torch, transformers 5, tokenizers; OUT is ../golden/lm)
+    python lm_families.py OUT                  (torch, transformers 5, tokenizers; OUT is ../golden/lm)
+    python lm_families.py OUT pythia-70m       the same of pythia-70m-deduped's config at full size, 140 MB; then, in the
+                                               repository: cargo run --release --example agree -- OUT/pythia-70m
 
 Each folder under OUT holds config.json, model*.safetensors and tokenizer.json as a researcher's would, and expected.safetensors:
 `tokens` [1, 24], `logits`, and `blocks.N.hook_*`, each [1, 24, d], computed in float64 from the saved weights, and of the last
@@ -138,6 +140,20 @@ MODELS = {
 }
 
 
+# As the hub's config.json has it.
+FULL_SIZE = {
+    "pythia-70m": (
+        GPTNeoXConfig(
+            vocab_size=50304, hidden_size=512, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=8,
+            max_position_embeddings=2048, hidden_act="gelu", layer_norm_eps=1e-5, use_parallel_residual=True, bos_token_id=0,
+            eos_token_id=0, tie_word_embeddings=False,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.25),
+        ),
+        torch.float16, byte_level("nfc"),
+    ),
+}
+
+
 def randomised(config, dtype, seed):
     """Weights so large that every part matters, biases and norms too, and numbers that `dtype` holds exactly."""
     torch.manual_seed(seed)
@@ -206,8 +222,9 @@ def replaced(model, site):
     handle.remove()
 
 
-def main(out):
-    for seed, (name, (config, dtype, tokenizer)) in enumerate(MODELS.items()):
+def main(out, full_size=None):
+    models = MODELS if full_size is None else {full_size: FULL_SIZE[full_size]}
+    for seed, (name, (config, dtype, tokenizer)) in enumerate(models.items()):
         folder = out / name
         shutil.rmtree(folder, ignore_errors=True)
         model = randomised(config, dtype, seed)
@@ -249,4 +266,4 @@ def main(out):
         print(name, size, sorted(file.name for file in folder.iterdir()), "max", found["logits"].abs().max().item())
 
 
-main(Path(sys.argv[1]))
+main(Path(sys.argv[1]), *sys.argv[2:])

@@ -43,6 +43,53 @@ fn every_family_runs_through_every_stage() {
     }
 }
 
+#[test]
+fn hooks_read_together_make_what_each_makes_alone() {
+    let run = run_of("gpt2");
+    run.edit(
+        "harvest: {hook: blocks.1.hook_resid_post,",
+        "harvest: {hook: blocks.1.hook_resid_post, also: [blocks.0.hook_mlp_out],",
+    );
+    ["fetch", "harvest"].iter().for_each(|stage| run.expect(stage, &[]));
+    let together = run.manifests();
+    let folder = run.folder.join("at/blocks.0.hook_mlp_out");
+
+    // The run at the other hook finds its dataset there, goes on from it, and makes the same alone.
+    let other = Run::at(folder.join("pipeline.yaml"), folder);
+    other.expect("fetch", &[]);
+    assert!(other.said("harvest").contains("up to date"));
+    other.expect("train", &[]);
+    let before = other.manifests();
+    other.expect("harvest", &["--force"]);
+    assert_eq!(other.manifests(), before);
+    assert_ne!(together["harvest"], before["harvest"]);
+
+    // And the run's own dataset is the one that it makes without the other.
+    run.expect("harvest", &[]);
+    run.edit(", also: [blocks.0.hook_mlp_out]", "");
+    assert!(run.said("harvest").contains("up to date"));
+    run.expect("harvest", &["--force"]);
+    assert_eq!(run.manifests()["harvest"], together["harvest"]);
+}
+
+#[test]
+fn a_hook_that_the_model_lacks_is_named() {
+    for (hook, expected) in [
+        ("blocks.7.hook_mlp_out", "harvest.also: blocks.7.hook_mlp_out: this model has blocks 0 to"),
+        ("blocks.0.hook_mlp", "harvest.also[0]: \"blocks.0.hook_mlp\" names no hook"),
+        ("blocks.1.hook_resid_post", "harvest.also[0]: blocks.1.hook_resid_post is harvested already"),
+    ] {
+        let run = run_of("gpt2");
+        run.edit("context_length: 48", &format!("also: [{hook}], context_length: 48"));
+        let stage = if hook.contains("resid") { "fetch" } else { "harvest" };
+        if stage == "harvest" {
+            run.expect("fetch", &[]);
+        }
+        let message = run.expect_error(stage, &[]);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
 /// A copy of a golden's model in the run's home, and the run on it.
 fn copied(family: &str) -> (Run, std::path::PathBuf) {
     let run = run_of(family);

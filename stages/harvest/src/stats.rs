@@ -1,22 +1,29 @@
 //! Mean and mean norm of the training rows, by which training normalises and the final SAE is folded.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 /// A row is an outlier above this many times the median norm.
 const OUTLIER: f32 = 10.0;
 
+/// Norms are counted as far as these bits of an f32 tell them apart: to within 1 in 2,048. So memory does not grow with
+/// the rows.
+const NORM_BITS: u32 = !0 << 12;
+
 /// Running sums, in the order of the rows.
 pub(crate) struct Stats {
     n: u64,
     sum: Vec<f64>,
     sum_of_norms: f64,
-    norms: Vec<f32>,
+    /// By norm, rounded down: its bits, which are in the order of the numbers; rows, and their Σ‖x‖².
+    norms: BTreeMap<u32, (u64, f64)>,
 }
 
 impl Stats {
     pub(crate) fn new(d_model: usize) -> Self {
-        Self { n: 0, sum: vec![0.0; d_model], sum_of_norms: 0.0, norms: Vec::new() }
+        Self { n: 0, sum: vec![0.0; d_model], sum_of_norms: 0.0, norms: BTreeMap::new() }
     }
 
     pub(crate) fn n_rows(&self) -> u64 {
@@ -33,21 +40,25 @@ impl Stats {
                 squares += value * value;
             }
             self.sum_of_norms += squares.sqrt();
-            self.norms.push(squares.sqrt() as f32);
+            let (n_rows, sum_of_squares) = self.norms.entry((squares.sqrt() as f32).to_bits() & NORM_BITS).or_default();
+            *n_rows += 1;
+            *sum_of_squares += squares;
             self.n += 1;
         }
     }
 
     /// Rows whose norm is more than ten times the median, and their share of Σ‖x‖²: attention sinks that slipped in. A
     /// few of them can be most of the variance, and so decide every figure that is a share of it.
-    pub(crate) fn outliers(&self) -> (usize, f64) {
-        let mut sorted = self.norms.clone();
-        sorted.sort_unstable_by(f32::total_cmp);
-        let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
-        let squares = |norms: &mut dyn Iterator<Item = f32>| norms.map(|norm| f64::from(norm).powi(2)).sum::<f64>();
-        let beyond = || self.norms.iter().copied().filter(|&norm| norm > OUTLIER * median);
-        let share = squares(&mut beyond()) / squares(&mut self.norms.iter().copied()).max(f64::MIN_POSITIVE);
-        (beyond().count(), share)
+    pub(crate) fn outliers(&self) -> (u64, f64) {
+        let mut n_below = 0;
+        let median = self.norms.iter().find_map(|(&norm, (n_rows, _))| {
+            n_below += n_rows;
+            (n_below > self.n / 2).then_some(f32::from_bits(norm))
+        });
+        let limit = (OUTLIER * median.unwrap_or(0.0)).to_bits();
+        let beyond = self.norms.range(limit + 1..).fold((0, 0.0), |sum, (_, of)| (sum.0 + of.0, sum.1 + of.1));
+        let all: f64 = self.norms.values().map(|(_, squares)| squares).sum();
+        (beyond.0, beyond.1 / all.max(f64::MIN_POSITIVE))
     }
 
     /// `mean` [d_model], `mean_norm` = mean ‖x‖, and `scale`, by which x has a mean norm of √d_model.

@@ -1,6 +1,6 @@
 //! One forward pass for each line of standard input: `bench/forward.py` takes turns between this and other libraries.
 //!
-//!     cargo run --release --example forward -- MODEL HOOK CONTEXT TOKENS
+//!     cargo run --release --example forward -- MODEL HOOK CONTEXT TOKENS f32|bf16|int8
 //!
 //! MODEL is a `.gguf` file or a folder; TOKENS holds 32-bit little-endian ids of whole contexts. Of each pass it prints the
 //! seconds, at the end of the first line also the mean square of what it found.
@@ -10,14 +10,23 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use lm::Products;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [model, hook, context, tokens] = &args[..] else { anyhow::bail!("usage: forward MODEL HOOK CONTEXT TOKENS") };
+    let [model, hook, context, tokens, products] = &args[..] else {
+        anyhow::bail!("usage: forward MODEL HOOK CONTEXT TOKENS f32|bf16|int8")
+    };
+    let products = match products.as_str() {
+        "f32" => Products::F32,
+        "bf16" => Products::Bf16,
+        "int8" => Products::Int8,
+        other => anyhow::bail!("{other}: expected f32, bf16 or int8"),
+    };
     let (hook, context): (lm::Hook, usize) = (hook.parse()?, context.parse()?);
     let bytes = std::fs::read(tokens).with_context(|| tokens.clone())?;
     let tokens: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|&four| u32::from_le_bytes(four)).collect();
-    let model = lm::LanguageModel::open(Path::new(model), &lm::cpu())?;
+    let model = lm::LanguageModel::open_up_to(Path::new(model), &lm::cpu(), hook, products)?;
     for line in std::io::stdin().lock().lines() {
         line?;
         let start = Instant::now();

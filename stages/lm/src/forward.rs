@@ -40,15 +40,43 @@ pub(crate) fn run_to<B: Blocks>(blocks: &B, mut x: B::Stream, hook: Hook) -> At<
         Site::AttnOut => At { value: blocks.attention(block, &x), residual: Some(x) },
         Site::MlpOut => {
             let attention = blocks.attention(block, &x);
-            if blocks.is_parallel() {
-                At { value: blocks.feed_forward(block, &x), residual: Some(blocks.add(x, &attention)) }
-            } else {
-                let x = blocks.add(x, &attention);
-                At { value: blocks.feed_forward(block, &x), residual: Some(x) }
-            }
+            let (x, ffn) = add_attention(blocks, block, x, &attention);
+            At { value: ffn, residual: Some(x) }
         }
         Site::ResidPost => At { value: whole_block(blocks, block, x), residual: None },
     }
+}
+
+/// Runs from the token embeddings `x` through the last of several hooks, and gives the activation at each, in the order of
+/// `hooks`.
+pub(crate) fn values_at<B: Blocks>(blocks: &B, mut x: B::Stream, hooks: &[Hook]) -> Vec<B::Stream> {
+    let mut found: Vec<Option<B::Stream>> = hooks.iter().map(|_| None).collect();
+    let mut keep = |block, site, value: &B::Stream| {
+        let here = hooks.iter().zip(&mut found).filter(|(hook, _)| **hook == Hook { block, site });
+        here.for_each(|(_, found)| *found = Some(value.clone()));
+    };
+    let last = hooks.iter().copied().max().unwrap_or(Hook { block: 0, site: Site::ResidPre });
+    for block in 0..=last.block {
+        let ends_at = |site| last == Hook { block, site };
+        keep(block, Site::ResidPre, &x);
+        if ends_at(Site::ResidPre) {
+            break;
+        }
+        let attention = blocks.attention(block, &x);
+        keep(block, Site::AttnOut, &attention);
+        if ends_at(Site::AttnOut) {
+            break;
+        }
+        let ffn;
+        (x, ffn) = add_attention(blocks, block, x, &attention);
+        keep(block, Site::MlpOut, &ffn);
+        if ends_at(Site::MlpOut) {
+            break;
+        }
+        x = blocks.add(x, &ffn);
+        keep(block, Site::ResidPost, &x);
+    }
+    found.into_iter().flatten().collect()
 }
 
 /// Goes on from a hook to the hidden state after the last norm.
@@ -76,13 +104,18 @@ pub(crate) fn resume<B: Blocks>(blocks: &B, hook: Hook, at: At<B::Stream>) -> B:
 
 fn whole_block<B: Blocks>(blocks: &B, block: usize, x: B::Stream) -> B::Stream {
     let attention = blocks.attention(block, &x);
-    let (x, ffn) = if blocks.is_parallel() {
+    let (x, ffn) = add_attention(blocks, block, x, &attention);
+    blocks.add(x, &ffn)
+}
+
+/// The block's input with what attention adds to it, and what the feed-forward part is yet to add.
+fn add_attention<B: Blocks>(blocks: &B, block: usize, x: B::Stream, attention: &B::Stream) -> (B::Stream, B::Stream) {
+    if blocks.is_parallel() {
         let ffn = blocks.feed_forward(block, &x);
-        (blocks.add(x, &attention), ffn)
+        (blocks.add(x, attention), ffn)
     } else {
-        let x = blocks.add(x, &attention);
+        let x = blocks.add(x, attention);
         let ffn = blocks.feed_forward(block, &x);
         (x, ffn)
-    };
-    blocks.add(x, &ffn)
+    }
 }

@@ -5,15 +5,15 @@ use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, bail};
 
-/// A place in a block, for example `blocks.15.hook_resid_post`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A place in a block, for example `blocks.15.hook_resid_post`. Ordered as a forward pass comes to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hook {
     pub block: usize,
     pub site: Site,
 }
 
 /// Which activation of a block. All four are [tokens, d_model].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Site {
     /// The residual stream as it enters the block; of block 0, the token embeddings.
     ResidPre,

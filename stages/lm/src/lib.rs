@@ -29,6 +29,7 @@ mod tests;
 mod tokenizer;
 mod weights;
 
+pub use artifact::config::Products;
 pub use config::{Activation, Attention, FeedForward, ModelConfig, Norm, NormKind, Positions, Rotary, Stretch};
 pub use device::cpu;
 pub use hook::{Hook, Site};

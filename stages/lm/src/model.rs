@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use artifact::config::Products;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
@@ -80,15 +81,26 @@ impl LanguageModel {
     /// the message names the file and the key or tensor.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
         // The CPU's own blocks are several times faster there than burn's operations.
-        Self::open_as(path, device, is_cpu(device), None)
+        Self::open_as(path, device, is_cpu(device), None, Products::F32)
     }
 
-    /// The same for passes that end at a hook: what lies behind it is not read, and takes no memory.
-    pub fn open_up_to(path: &Path, device: &Device, hook: Hook) -> Result<Self> {
-        Self::open_as(path, device, is_cpu(device), Some(hook))
+    /// The same for passes that end at a hook: what lies behind it is not read, and takes no memory. Weights are held as
+    /// their products want them: in 4 bytes, 2, or a little more than 1.
+    ///
+    /// Errors: as for `open`; rounded products on another device than the CPU.
+    pub fn open_up_to(path: &Path, device: &Device, hook: Hook, products: Products) -> Result<Self> {
+        Self::open_as(path, device, is_cpu(device), Some(hook), products)
     }
 
-    pub(crate) fn open_as(path: &Path, device: &Device, on_host: bool, last: Option<Hook>) -> Result<Self> {
+    pub(crate) fn open_as(
+        path: &Path,
+        device: &Device,
+        on_host: bool,
+        last: Option<Hook>,
+        products: Products,
+    ) -> Result<Self> {
+        ensure!(on_host || products == Products::F32, "{products:?} products are the CPU's alone");
+        let on_host = on_host.then_some(products);
         if path.is_dir() {
             let file = path.join("config.json");
             let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -117,7 +129,7 @@ impl LanguageModel {
         config: &ModelConfig,
         tokenizer: Tokenizer,
         device: &Device,
-        on_host: bool,
+        on_host: Option<Products>,
         last: Option<Hook>,
     ) -> Result<Self> {
         let n_blocks = last.map_or(config.n_layers, |hook| config.n_layers.min(hook.block + 1));
@@ -130,10 +142,9 @@ impl LanguageModel {
         let positions = (!positions.is_empty()).then(|| matrix(positions));
         let unembedding = if last.is_none() { weights.unembedding()? } else { None };
         let unembedding = unembedding.map(|layer| matrix(layer.rows));
-        let blocks = if on_host {
-            BlocksOn::Host(Box::new(HostWeights::read(weights, config, n_blocks)?))
-        } else {
-            BlocksOn::Tensors(Box::new(TensorWeights::read(weights, config, device, n_blocks)?))
+        let blocks = match on_host {
+            Some(products) => BlocksOn::Host(Box::new(HostWeights::read(weights, config, n_blocks, products)?)),
+            None => BlocksOn::Tensors(Box::new(TensorWeights::read(weights, config, device, n_blocks)?)),
         };
         let (config, device) = (config.clone(), device.clone());
         Ok(Self { config, tokenizer, blocks, embedding, positions, unembedding, device, last })
@@ -158,7 +169,37 @@ impl LanguageModel {
     /// On the CPU a thread takes about 512 tokens at a time: batches of some thousand tokens keep all threads busy.
     /// Errors: no such block, tokens that are no whole contexts, a context that is too long, an unknown token.
     pub fn activations(&self, tokens: &[u32], context: usize, hook: Hook) -> Result<Vec<f32>> {
-        Ok(self.run_to(tokens, context, hook)?.at.value)
+        Ok(self.activations_at(tokens, context, &[hook])?.concat())
+    }
+
+    /// The same at several hooks in one pass, in their order.
+    /// Shapes: tokens [batch · context] → for each hook [batch · context · d_model]. Errors: as for `activations`.
+    pub fn activations_at(&self, tokens: &[u32], context: usize, hooks: &[Hook]) -> Result<Vec<Vec<f32>>> {
+        self.check(tokens, context)?;
+        hooks.iter().try_for_each(|&hook| self.check_hook(hook))?;
+        let rope = self.rope(context);
+        let groups: Vec<&[u32]> = tokens.chunks(group_tokens(context)).collect();
+        let parts: Vec<Vec<Vec<f32>>> = match &self.blocks {
+            BlocksOn::Host(weights) => {
+                let pass = HostPass { weights, rope: &rope, context };
+                let run = |group: &&[u32]| Ok(forward::values_at(&pass, to_host(self.embed(group, context))?, hooks));
+                groups.par_iter().map(run).collect::<Result<_>>()?
+            }
+            BlocksOn::Tensors(weights) => {
+                let pass = TensorPass::new(weights, &rope, context);
+                let run = |group: &[u32]| {
+                    let values = forward::values_at(&pass, self.embed(group, context), hooks);
+                    values.into_iter().map(to_host).collect::<Result<_>>()
+                };
+                groups.into_iter().map(run).collect::<Result<_>>()?
+            }
+        };
+        let mut of_hooks: Vec<Vec<f32>> =
+            hooks.iter().map(|_| Vec::with_capacity(tokens.len() * self.config.d_model)).collect();
+        for part in parts {
+            of_hooks.iter_mut().zip(part).for_each(|(values, part)| values.extend(part));
+        }
+        Ok(of_hooks)
     }
 
     /// Runs up to a hook and keeps what is needed to go on. Shapes and errors as for `activations`.

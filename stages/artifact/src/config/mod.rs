@@ -14,7 +14,7 @@ mod validate;
 pub use load::{json_schema, load};
 pub use sae::*;
 pub use source::{Activations, ModelSource, Source, Text, TextSource};
-pub use stages::{ActivationDtype, GpuPrecision, Harvest, Probe, ProbeTask, Recover, Report, Splice, Train};
+pub use stages::{ActivationDtype, GpuPrecision, Harvest, Probe, ProbeTask, Products, Recover, Report, Splice, Train};
 pub use synthetic::{Preset, Probabilities, Recipe, Synthetic};
 pub use tree_sae::TreeSae;
 

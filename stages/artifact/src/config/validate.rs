@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail, ensure};
 
 use super::{
-    Arch, AuxK, DecoderNorms, JumpRelu, L1Weighting, PAnneal, ParentSet, Pipeline, Probabilities, Report, Sae, Select,
-    Source, Synthetic, TextSource,
+    Arch, AuxK, DecoderNorms, Harvest, JumpRelu, L1Weighting, PAnneal, ParentSet, Pipeline, Probabilities, Products,
+    Report, Sae, Select, Source, Synthetic, TextSource,
 };
 
 /// With some hundred active latents a row, as many as 32 bits count.
@@ -31,6 +31,7 @@ impl Pipeline {
                 "harvest.max_norm_multiple = {multiple} must be above 1, or half of all rows would go"
             );
         }
+        self.validate_harvest()?;
         self.validate_train()?;
         let recover = &self.recover;
         fraction("recover.min_excess", recover.min_excess)?;
@@ -51,6 +52,23 @@ impl Pipeline {
     /// Whether it has no data and no SAEs of its own, and only reports on those of other runs.
     pub fn only_compares(&self) -> bool {
         !self.report.beside.is_empty() && self.source == Source::default() && self.train.saes.is_empty()
+    }
+
+    fn validate_harvest(&self) -> Result<()> {
+        let Harvest { hook, also, products, .. } = &self.harvest;
+        ensure!(
+            *products == Products::F32 || self.source.model.is_some(),
+            "harvest.products needs source.model: nothing else has matrix products"
+        );
+        ensure!(
+            also.is_empty() || self.source.model.is_some(),
+            "harvest.also needs source.model: nothing else has hooks"
+        );
+        for (i, other) in also.iter().enumerate() {
+            let is_new = other != hook && !also[..i].contains(other);
+            ensure!(is_new, "harvest.also[{i}]: {other} is harvested already");
+        }
+        Ok(())
     }
 
     fn validate_train(&self) -> Result<()> {

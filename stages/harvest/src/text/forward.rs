@@ -8,17 +8,18 @@ use anyhow::{Result, ensure};
 /// padded to may change the last bits of its rows, so it depends on the context alone, not on its batch.
 const LENGTH_STEP: usize = 4;
 
-/// The activations of all tokens, contexts in the order given: [n_tokens, d_model].
+/// The activations of all tokens at each of `n_hooks` hooks, contexts in the order given: [n_tokens, d_model] each.
 ///
 /// `contexts` come without the separator; it is put in front of each, and its row is left out, since position 0 is an
 /// attention sink with a norm far from every other. `run` takes tokens [n_contexts · length] and `length`, and returns
-/// [n_contexts · length, d_model]; at most `batch_tokens` are given to it at once, but always one context.
+/// [n_contexts · length, d_model] for each hook; at most `batch_tokens` are given to it at once, but always one context.
 pub(super) fn in_batches(
     contexts: &[&[u32]],
     separator: u32,
     batch_tokens: usize,
-    mut run: impl FnMut(&[u32], usize) -> Result<Vec<f32>>,
-) -> Result<Vec<f32>> {
+    n_hooks: usize,
+    mut run: impl FnMut(&[u32], usize) -> Result<Vec<Vec<f32>>>,
+) -> Result<Vec<Vec<f32>>> {
     let mut order: Vec<usize> = (0..contexts.len()).collect();
     order.sort_by_key(|&i| contexts[i].len());
     let mut first_rows = Vec::with_capacity(contexts.len());
@@ -27,7 +28,7 @@ pub(super) fn in_batches(
         first_rows.push(n_rows);
         n_rows += context.len();
     }
-    let mut all = Vec::new(); // [n_rows, d_model], once d_model is known
+    let mut all = vec![Vec::new(); n_hooks]; // [n_rows, d_model], once d_model is known
     let mut start = 0;
     while start < order.len() {
         let end = batch_end(contexts, &order, start, batch_tokens);
@@ -39,13 +40,16 @@ pub(super) fn in_batches(
             tokens.extend_from_slice(contexts[i]);
             tokens.resize(tokens.len().next_multiple_of(length), separator);
         }
-        let activation = run(&tokens, length)?;
-        ensure!(activation.len().is_multiple_of(tokens.len()), "activations of another shape than the tokens");
-        let d_model = activation.len() / tokens.len();
-        all.resize(n_rows * d_model, 0.0f32);
-        for (&i, rows) in batch.iter().zip(activation.chunks_exact(length * d_model)) {
-            let n = contexts[i].len() * d_model;
-            all[first_rows[i] * d_model..][..n].copy_from_slice(&rows[d_model..][..n]);
+        let activations = run(&tokens, length)?;
+        ensure!(activations.len() == n_hooks, "activations of {} hooks, expected {n_hooks}", activations.len());
+        for (all, activation) in all.iter_mut().zip(activations) {
+            ensure!(activation.len().is_multiple_of(tokens.len()), "activations of another shape than the tokens");
+            let d_model = activation.len() / tokens.len();
+            all.resize(n_rows * d_model, 0.0f32);
+            for (&i, rows) in batch.iter().zip(activation.chunks_exact(length * d_model)) {
+                let n = contexts[i].len() * d_model;
+                all[first_rows[i] * d_model..][..n].copy_from_slice(&rows[d_model..][..n]);
+            }
         }
         start = end;
     }
@@ -69,7 +73,7 @@ mod tests {
     use super::*;
 
     /// A causal model of width 2: each position sees the sum and the last of all tokens up to it.
-    fn causal(tokens: &[u32], length: usize) -> Result<Vec<f32>> {
+    fn causal(tokens: &[u32], length: usize) -> Vec<f32> {
         let rows = tokens.chunks(length).flat_map(|context| {
             let mut sum = 0.0;
             context.iter().flat_map(move |&token| {
@@ -77,7 +81,7 @@ mod tests {
                 [sum, token as f32]
             })
         });
-        Ok(rows.collect())
+        rows.collect()
     }
 
     #[test]
@@ -90,22 +94,24 @@ mod tests {
         let mut expected = Vec::new();
         for context in &contexts {
             let tokens = [&[99], *context].concat();
-            expected.extend_from_slice(&causal(&tokens, tokens.len()).unwrap()[2..]);
+            expected.extend_from_slice(&causal(&tokens, tokens.len())[2..]);
         }
         for batch_tokens in [1, 12, 20, 1000] {
             let mut lengths = Vec::new();
-            let found = in_batches(&contexts, 99, batch_tokens, |tokens, length| {
+            let found = in_batches(&contexts, 99, batch_tokens, 2, |tokens, length| {
                 lengths.push(length);
                 assert!(tokens.len() <= batch_tokens.max(length));
-                causal(tokens, length)
+                let values = causal(tokens, length);
+                Ok(vec![values.iter().map(|value| -value).collect(), values])
             });
-            assert_eq!(found.unwrap(), expected, "batches of {batch_tokens} tokens");
+            let negative: Vec<f32> = expected.iter().map(|value| -value).collect();
+            assert_eq!(found.unwrap(), [negative, expected.clone()], "batches of {batch_tokens} tokens");
             assert!(batch_tokens < 1000 || lengths == [4, 8, 12]);
         }
     }
 
     #[test]
     fn no_contexts_make_no_rows() {
-        assert!(in_batches(&[], 0, 100, causal).unwrap().is_empty());
+        assert!(in_batches(&[], 0, 100, 1, |_, _| unreachable!("no batch")).unwrap()[0].is_empty());
     }
 }

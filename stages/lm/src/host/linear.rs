@@ -1,24 +1,41 @@
 //! A dense layer on slices.
 
+use std::mem::MaybeUninit;
+
+use artifact::config::Products;
+
 use super::kernels::add_to_rows;
+use super::packed::{Bf16Weights, Int8Weights};
 use crate::weights::LinearWeights;
 
 /// y = x W + b, on one thread. Where d_out is above 256, a row of the product has the same bits whatever rows stand
 /// beside it (the `gemm` crate takes other paths for very small products).
 #[derive(Debug)]
 pub(crate) struct Linear {
-    /// [d_in, d_out].
-    weight: Vec<f32>,
+    weight: Weight,
     /// [d_out]; empty where there is none.
     bias: Vec<f32>,
     d_in: usize,
     d_out: usize,
 }
 
+#[derive(Debug)]
+enum Weight {
+    /// [d_in, d_out].
+    F32(Vec<f32>),
+    Bf16(Bf16Weights),
+    Int8(Int8Weights),
+}
+
 impl Linear {
-    pub(crate) fn new(weights: &LinearWeights, d_in: usize) -> Self {
+    pub(crate) fn new(weights: &LinearWeights, d_in: usize, products: Products) -> Self {
         let d_out = weights.rows.len() / d_in;
-        Self { weight: transposed(&weights.rows, d_in), bias: weights.bias.clone(), d_in, d_out }
+        let weight = match products {
+            Products::F32 => Weight::F32(transposed(&weights.rows, d_in)),
+            Products::Bf16 => Weight::Bf16(Bf16Weights::new(&weights.rows, d_in)),
+            Products::Int8 => Weight::Int8(Int8Weights::new(&weights.rows, d_in)),
+        };
+        Self { weight, bias: weights.bias.clone(), d_in, d_out }
     }
 
     pub(crate) fn d_out(&self) -> usize {
@@ -29,24 +46,35 @@ impl Linear {
     /// d_in values is passed over.
     /// Shapes: x [T, x_stride] → [T, d_out].
     pub(crate) fn append(&self, x: &[f32], x_stride: usize, out: &mut Vec<f32>) {
+        let n_rows = x.len() / x_stride;
+        // A row more than there are, for the single row of an f32 product.
+        out.reserve((n_rows + 1) * self.d_out);
+        let start = out.len();
+        // Setting the buffer to zero before would cost a pass over memory for each product.
+        let room = &mut out.spare_capacity_mut()[..(n_rows + 1) * self.d_out];
+        match &self.weight {
+            Weight::F32(weight) => self.append_f32(weight, x, x_stride, room),
+            Weight::Bf16(weight) => weight.product(x, x_stride, &mut room[..n_rows * self.d_out]),
+            Weight::Int8(weight) => weight.product(x, x_stride, &mut room[..n_rows * self.d_out]),
+        }
+        // SAFETY: each of them writes all rows.
+        unsafe { out.set_len(start + n_rows * self.d_out) };
+        if !self.bias.is_empty() {
+            add_to_rows(&mut out[start..], &self.bias);
+        }
+    }
+
+    /// Shapes: x [T, x_stride] → the first T rows of `room`, which has one more.
+    fn append_f32(&self, weight: &[f32], x: &[f32], x_stride: usize, room: &mut [MaybeUninit<f32>]) {
         let (d_in, d_out, n_rows) = (self.d_in, self.d_out, x.len() / x_stride);
         // `gemm` takes another path for a single row, with other rounding: a row of zeros keeps it company.
         let pair = if n_rows == 1 { [&x[..d_in], &vec![0.0; d_in]].concat() } else { Vec::new() };
         let (x, x_stride, n_computed) = if n_rows == 1 { (&pair[..], d_in, 2) } else { (x, x_stride, n_rows) };
-
         let x = Matrix { values: x, row_stride: x_stride, column_stride: 1 };
-        let weight = Matrix { values: &self.weight, row_stride: d_out, column_stride: 1 };
-        out.reserve(n_computed * d_out);
-        let start = out.len();
-        // SAFETY: room for the product was reserved, and the product is written without being read first. Setting the
-        // buffer to zero before would cost a pass over memory for each product.
-        unsafe {
-            multiply(n_computed, d_out, d_in, x, weight, out.as_mut_ptr().add(start), d_out);
-            out.set_len(start + n_rows * d_out);
-        }
-        if !self.bias.is_empty() {
-            add_to_rows(&mut out[start..], &self.bias);
-        }
+        let weight = Matrix { values: weight, row_stride: d_out, column_stride: 1 };
+        assert!(room.len() >= n_computed * d_out, "room for the product");
+        // SAFETY: there is room for the product, which is written without being read first.
+        unsafe { multiply(n_computed, d_out, d_in, x, weight, room.as_mut_ptr().cast(), d_out) };
     }
 }
 
@@ -130,7 +158,7 @@ mod tests {
     use super::*;
 
     fn linear(rows: Vec<f32>, bias: Vec<f32>, d_in: usize) -> Linear {
-        Linear::new(&LinearWeights { rows, bias }, d_in)
+        Linear::new(&LinearWeights { rows, bias }, d_in, Products::F32)
     }
 
     /// Numbers of no particular pattern in [-1, 1).

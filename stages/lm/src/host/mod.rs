@@ -1,4 +1,4 @@
-//! The blocks on the CPU: matrix products by the `gemm` crate, everything else in one pass over slices.
+//! The blocks on the CPU: matrix products by the `gemm` crate or on rounded operands, everything else in one pass over slices.
 //!
 //! Contexts are independent of each other, so threads take whole contexts and each product runs on one thread.
 //! Beside being faster than splitting every product over the threads, this makes results independent of their number.
@@ -6,14 +6,16 @@
 mod attention;
 pub(crate) mod kernels;
 mod linear;
+mod packed;
 
 use anyhow::Result;
+use artifact::config::Products;
 use rayon::prelude::*;
 
 use crate::config::{ModelConfig, NormKind};
 use crate::forward::Blocks;
 use crate::rope::Rope;
-use crate::weights::{BlockWeights, NormWeights, Weights};
+use crate::weights::{BlockWeights, LinearWeights, NormWeights, Weights};
 use linear::Linear;
 pub(crate) use linear::transposed;
 
@@ -44,21 +46,27 @@ struct HostBlock {
 
 impl HostWeights {
     /// The first `n_blocks` blocks.
-    pub(crate) fn read(weights: &impl Weights, config: &ModelConfig, n_blocks: usize) -> Result<Self> {
-        let read_block = |n| weights.block(n).map(|block| HostBlock::new(block, config));
+    pub(crate) fn read(
+        weights: &impl Weights,
+        config: &ModelConfig,
+        n_blocks: usize,
+        products: Products,
+    ) -> Result<Self> {
+        let read_block = |n| weights.block(n).map(|block| HostBlock::new(block, config, products));
         let blocks = (0..n_blocks).into_par_iter().map(read_block).collect::<Result<_>>()?;
         Ok(Self { config: config.clone(), blocks, final_norm: weights.final_norm()? })
     }
 }
 
 impl HostBlock {
-    fn new(weights: BlockWeights, config: &ModelConfig) -> Self {
+    fn new(weights: BlockWeights, config: &ModelConfig, products: Products) -> Self {
+        let linear = |weights: &LinearWeights, d_in| Linear::new(weights, d_in, products);
         let d_model = config.d_model;
         Self {
-            qkv: Linear::new(&weights.qkv, d_model),
-            attn_out: Linear::new(&weights.attn_out, config.n_heads * config.d_head),
-            up: Linear::new(&weights.up, d_model),
-            down: Linear::new(&weights.down, config.d_ffn),
+            qkv: linear(&weights.qkv, d_model),
+            attn_out: linear(&weights.attn_out, config.n_heads * config.d_head),
+            up: linear(&weights.up, d_model),
+            down: linear(&weights.down, config.d_ffn),
             attn_norm: weights.attn_norm,
             query_norm: weights.query_norm,
             key_norm: weights.key_norm,

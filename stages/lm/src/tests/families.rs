@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Tensor;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::{Hook, LanguageModel, Site, cpu};
+use crate::{Hook, LanguageModel, Products, Site, cpu};
 
 const FAMILIES: [&str; 7] = ["gemma2", "gpt2", "gpt_neox", "gpt_neox_serial", "llama", "qwen2", "qwen3"];
 const SITES: [Site; 4] = [Site::ResidPre, Site::AttnOut, Site::MlpOut, Site::ResidPost];
@@ -20,7 +20,7 @@ pub(super) fn folder(family: &str) -> PathBuf {
 
 /// The same model on its two implementations: slices, and burn tensors.
 fn models(folder: &Path) -> [LanguageModel; 2] {
-    [true, false].map(|on_host| LanguageModel::open_as(folder, &cpu(), on_host, None).unwrap())
+    [true, false].map(|on_host| LanguageModel::open_as(folder, &cpu(), on_host, None, Products::F32).unwrap())
 }
 
 struct Expected {
@@ -95,7 +95,7 @@ fn a_model_opened_up_to_a_hook_ends_there() {
     let (folder, expected) = (folder("gpt_neox"), expected(&folder("gpt_neox")));
     let hook = Hook { block: 0, site: Site::ResidPost };
     for on_host in [true, false] {
-        let model = LanguageModel::open_as(&folder, &cpu(), on_host, Some(hook)).unwrap();
+        let model = LanguageModel::open_as(&folder, &cpu(), on_host, Some(hook), Products::F32).unwrap();
         let paused = model.run_to(&expected.tokens, expected.tokens.len(), hook).unwrap();
         check_close(paused.value(), &expected.values[&hook.to_string()], "the hook");
         let error = format!("{:#}", model.resume(&paused, None).unwrap_err());
@@ -103,6 +103,31 @@ fn a_model_opened_up_to_a_hook_ends_there() {
         let behind = Hook { block: 1, ..hook };
         let error = format!("{:#}", model.activations(&expected.tokens, 24, behind).unwrap_err());
         assert!(error.contains("blocks.1.hook_resid_post lies behind"), "{error}");
+    }
+}
+
+#[test]
+fn rounded_products_are_near_and_the_same_at_any_number_of_threads() {
+    for (products, tolerance) in [(Products::Bf16, 0.01), (Products::Int8, 0.04)] {
+        for family in FAMILIES {
+            let (folder, expected) = (folder(family), expected(&folder(family)));
+            let hook = Hook { block: 1, site: Site::ResidPost };
+            let model = LanguageModel::open_up_to(&folder, &cpu(), hook, products).unwrap();
+            let tokens = expected.tokens.repeat(40);
+            let found = model.activations(&tokens, expected.tokens.len(), hook).unwrap();
+            let exact = &expected.values[&hook.to_string()];
+            let norm = exact.iter().map(|&y| f64::from(y).powi(2)).sum::<f64>().sqrt();
+            let off: f64 = found.iter().zip(exact).map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2)).sum();
+            let off = off.sqrt() / norm;
+            assert!((1e-6..=tolerance).contains(&off), "{products:?} {family}: off by {off:e}");
+            assert!(found.chunks_exact(exact.len()).all(|again| *again == found[..exact.len()]), "{family}");
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            let alone = pool.install(|| model.activations(&tokens, expected.tokens.len(), hook).unwrap());
+            assert_eq!(alone, found, "{family}");
+        }
+        let folder = folder("llama");
+        let error = LanguageModel::open_as(&folder, &cpu(), false, None, products).unwrap_err();
+        assert!(format!("{error:#}").contains("the CPU's alone"), "{error:#}");
     }
 }
 

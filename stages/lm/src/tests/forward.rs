@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::naive;
 use super::tiny::{CONTEXT_LENGTH, D_MODEL, N_LAYERS, Random, TempFile, Tiny};
-use crate::{Hook, LanguageModel, Site, cpu};
+use crate::{Hook, LanguageModel, Products, Site, cpu};
 
 const SITES: [Site; 4] = [Site::ResidPre, Site::AttnOut, Site::MlpOut, Site::ResidPost];
 
@@ -15,7 +15,7 @@ fn hooks() -> impl Iterator<Item = Hook> {
 /// The same model on its two implementations: slices, and burn tensors.
 fn models(tiny: &Tiny) -> [LanguageModel; 2] {
     let file = TempFile::new(&tiny.bytes());
-    [true, false].map(|on_host| LanguageModel::open_as(file.path(), &cpu(), on_host, None).unwrap())
+    [true, false].map(|on_host| LanguageModel::open_as(file.path(), &cpu(), on_host, None, Products::F32).unwrap())
 }
 
 fn tokens(n: usize, seed: u64) -> Vec<u32> {
@@ -59,6 +59,26 @@ fn every_hook_gives_what_the_naive_forward_gives() {
         let logits: Vec<f64> =
             hidden[5 * D_MODEL..7 * D_MODEL].chunks_exact(D_MODEL).flat_map(|row| naive::unembed(&tiny, row)).collect();
         check_close(&values(model.unembed(rows)), &logits, "logits");
+    }
+}
+
+#[test]
+fn several_hooks_in_one_pass_give_what_each_gives_alone() {
+    let tiny = Tiny::new();
+    let batch = tokens(2 * 300, 7);
+    for model in models(&tiny) {
+        let all: Vec<Hook> = hooks().collect();
+        // Backwards, one alone, one twice.
+        for some in [all.iter().rev().copied().collect(), vec![all[3]], vec![all[6], all[1], all[6]]] {
+            let together = model.activations_at(&batch, 300, &some).unwrap();
+            assert_eq!(together.len(), some.len());
+            for (values, &hook) in together.iter().zip(&some) {
+                assert_eq!(values, model.run_to(&batch, 300, hook).unwrap().value(), "{hook}");
+            }
+        }
+        assert!(model.activations_at(&batch, 300, &[]).unwrap().is_empty());
+        let behind = Hook { block: N_LAYERS, ..all[0] };
+        assert!(model.activations_at(&batch, 300, &[all[0], behind]).is_err());
     }
 }
 

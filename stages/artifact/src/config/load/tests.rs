@@ -201,6 +201,12 @@ fn an_import_takes_no_key_of_a_training() {
 }
 
 #[test]
+fn only_a_model_has_more_hooks() {
+    let error = error_of(&format!("{SYNTHETIC}harvest: {{also: [blocks.0.hook_mlp_out]}}"));
+    assert!(error.contains("harvest.also needs source.model"), "{error}");
+}
+
+#[test]
 fn the_schema_names_every_section() {
     let schema = json_schema();
     for section in ["source", "harvest", "train", "recover", "probe", "report"] {

@@ -1,0 +1,147 @@
+//! The products against plain ones of the same rounded operands, in 64-bit floats.
+
+use std::mem::MaybeUninit;
+
+use half::bf16;
+
+use super::int8::rounded;
+use super::{Bf16Weights, Int8Weights};
+
+/// Shapes that fill tiles, panels and blocks, and that leave some of each empty: (rows, d_in, d_out).
+const SHAPES: [(usize, usize, usize); 8] =
+    [(1, 1, 1), (6, 64, 32), (12, 128, 64), (5, 63, 31), (13, 65, 33), (7, 200, 17), (29, 576, 96), (11, 2, 150)];
+
+/// Values between −1 and 1, some of them small.
+fn random(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    (0..n).map(|_| (2.0 * next() - 1.0) * if next() < 0.2 { 0.01 } else { 1.0 }).collect()
+}
+
+fn found(n: usize, product: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut out = Vec::with_capacity(n);
+    product(&mut out.spare_capacity_mut()[..n]);
+    // SAFETY: the product writes all of it; a value that it forgot would be some number, and fail the comparison.
+    unsafe { out.set_len(n) };
+    out
+}
+
+/// x wᵀ with operands as they are. Shapes: x [n, stride], w [d_out, d_in] → [n, d_out].
+fn plain(x: &[f64], stride: usize, w: &[f64], d_in: usize) -> Vec<f64> {
+    let dot = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
+    x.chunks_exact(stride).flat_map(|x| w.chunks_exact(d_in).map(move |w| dot(&x[..d_in], w))).collect()
+}
+
+fn off(found: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let norm = expected.iter().map(|y| y * y).sum::<f64>().sqrt();
+    found.iter().zip(expected).map(|(&x, y)| (f64::from(x) - y).powi(2)).sum::<f64>().sqrt() / norm
+}
+
+fn as_f64(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// Row i of the Hadamard matrix of 64, over its length.
+fn hadamard(i: usize) -> impl Fn(usize) -> f64 {
+    move |j| if (i & j).count_ones().is_multiple_of(2) { 0.125 } else { -0.125 }
+}
+
+/// Each block of 64 of each row of `width`, turned, rounded to 255 steps of its largest value, and turned back.
+fn in_steps(rows: &[f32], stride: usize, width: usize) -> Vec<f64> {
+    let turned = |block: &[f64]| -> Vec<f64> {
+        (0..64).map(|i| block.iter().enumerate().map(|(j, x)| x * hadamard(i)(j)).sum()).collect()
+    };
+    let mut out = as_f64(rows);
+    for row in out.chunks_exact_mut(stride) {
+        for block in row[..width].chunks_mut(64) {
+            let mut steps = turned(block);
+            let step = steps.iter().fold(0.0f64, |max, x| max.max(x.abs())) / 127.0;
+            steps.iter_mut().for_each(|x| *x = if step > 0.0 { (*x / step).round() * step } else { 0.0 });
+            let n = block.len();
+            block.copy_from_slice(&turned(&steps)[..n]);
+        }
+    }
+    out
+}
+
+#[test]
+fn int8_products_are_those_of_values_in_steps() {
+    for (n, d_in, d_out) in SHAPES {
+        for stride in [d_in, d_in + 3] {
+            let (x, w) = (random(n * stride, 1), random(d_out * d_in, 2));
+            let weights = Int8Weights::new(&w, d_in);
+            let found = found(n * d_out, |out| weights.product(&x, stride, out));
+            let (x_steps, w_steps) = (in_steps(&x, stride, d_in), in_steps(&w, d_in, d_in));
+            let in_steps = off(&found, &plain(&x_steps, stride, &w_steps, d_in));
+            // A value halfway between two steps may go the other way: one in some hundred thousand.
+            assert!(in_steps <= 1e-3, "{n} {d_in} {d_out}: off by {in_steps:e} from the rounded product");
+            let exact = off(&found, &plain(&as_f64(&x), stride, &as_f64(&w), d_in));
+            assert!(exact <= 0.012, "{n} {d_in} {d_out}: off by {exact:e}");
+        }
+    }
+}
+
+#[test]
+fn int8_products_have_the_same_bits_on_every_processor() {
+    for (n, d_in, d_out) in SHAPES {
+        let (x, w) = (random(n * d_in, 3), random(d_out * d_in, 4));
+        let weights = Int8Weights::new(&w, d_in);
+        let best = found(n * d_out, |out| weights.product(&x, d_in, out));
+        let rows = weights.round_rows(&x, d_in, rounded);
+        let anywhere = found(n * d_out, |out| weights.product_anywhere(&rows, out));
+        assert_eq!(best, anywhere, "{n} {d_in} {d_out}");
+    }
+}
+
+#[test]
+fn bf16_products_are_those_of_rounded_values() {
+    let rounded = |values: &[f32]| values.iter().map(|&x| bf16::from_f32(x).to_f64()).collect::<Vec<f64>>();
+    for (n, d_in, d_out) in SHAPES {
+        for stride in [d_in, d_in + 3] {
+            let (x, w) = (random(n * stride, 5), random(d_out * d_in, 6));
+            let expected = plain(&rounded(&x), stride, &rounded(&w), d_in);
+            for weights in [Bf16Weights::new(&w, d_in), Bf16Weights::rounded(&w, d_in)] {
+                let off = off(&found(n * d_out, |out| weights.product(&x, stride, out)), &expected);
+                assert!(off <= 1e-6, "{n} {d_in} {d_out}: off by {off:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_whatever_stands_beside_it() {
+    let (d_in, d_out) = (130, 70);
+    let (x, w) = (random(13 * d_in, 7), random(d_out * d_in, 8));
+    let (int8, bf16) = (Int8Weights::new(&w, d_in), Bf16Weights::new(&w, d_in));
+    let of = |x: &[f32]| {
+        let n = x.len() / d_in * d_out;
+        [found(n, |out| int8.product(x, d_in, out)), found(n, |out| bf16.product(x, d_in, out))]
+    };
+    let together = of(&x);
+    for (i, row) in x.chunks_exact(d_in).enumerate() {
+        for (together, alone) in together.iter().zip(of(row)) {
+            assert_eq!(together[i * d_out..][..d_out], alone, "row {i}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_comes_through() {
+    let (d_in, d_out) = (70, 40);
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut x = random(2 * d_in, 9);
+        x[d_in + 66] = bad;
+        let w = random(d_out * d_in, 10);
+        for found in [
+            found(2 * d_out, |out| Int8Weights::new(&w, d_in).product(&x, d_in, out)),
+            found(2 * d_out, |out| Bf16Weights::new(&w, d_in).product(&x, d_in, out)),
+        ] {
+            assert!(found[..d_out].iter().all(|y| y.is_finite()));
+            assert!(found[d_out..].iter().all(|y| !y.is_finite()), "{bad}: {found:?}");
+        }
+    }
+}
