@@ -24,9 +24,9 @@ SHELL  := bash
 .PRECIOUS: $(RUN)/%/manifest.json
 
 # The pipeline file and those that it extends; a file that is not there is the stage's to name.
-base  = $(abspath $(wildcard $(addprefix $(dir $1),$(shell sed -n "s/^extends: *['\"]*\([^'\" ]*\).*/\1/p" $1 2> /dev/null))))
+base  = $(realpath $(wildcard $(addprefix $(dir $1),$(shell sed -n "s/^extends: *['\"]*\([^'\" ]*\).*/\1/p" $1 2> /dev/null))))
 chain = $1 $(foreach file,$(filter-out $2,$(base)),$(call chain,$(file),$2 $(file)))
-CONFIGS := $(call chain,$(CONFIG),$(abspath $(CONFIG)))
+CONFIGS := $(call chain,$(CONFIG),$(realpath $(CONFIG)))
 
 .PHONY: all runs $(STAGES) status build hooks test bench repro clean clean-source help FORCE
 
@@ -70,11 +70,10 @@ again-%: $(BIN)/% ## run one stage even if it is up to date
 status: build ## what is fresh, stale, missing or failed, and why (given what lies upstream now)
 	@for stage in $(STAGES); do $(BIN)/$$stage $(FLAGS) --status || true; done
 
-hooks: all ## the same for each hook in harvest.also, whose datasets `make harvest` makes in the same pass: into RUN/at/HOOK
-	@for run in $(RUN)/at/*/; do \
-	  [ -f $${run}pipeline.yaml ] || { echo "make: $(CONFIG) has no harvest.also"; exit 1; }; \
-	  $(MAKE) --no-print-directory all CONFIG=$${run}pipeline.yaml RUN=$${run%/}; \
-	done
+hooks: all ## the same for each hook in harvest.also, whose datasets come from the same pass: into RUN@HOOK
+	@$(BIN)/harvest $(FLAGS)
+	@[ -s $(RUN)/.hooks ] || { echo "make: $(CONFIG) has no harvest.also"; exit 1; }
+	@while read -r run; do $(MAKE) --no-print-directory all CONFIG=$$run/pipeline.yaml RUN=$$run; done < $(RUN)/.hooks
 
 runs: build ## the planned runs and the sweep over L0, one after another into data/runs/N, then all there are in one report; RUNS="1 2" makes two, VARIANT=-loose the others
 	@for n in $(RUNS); do \
@@ -99,8 +98,8 @@ repro: build ## run the smoke pipeline with 1 and 2 threads in two folders and c
 bench: harvest ## train the same SAEs in PyTorch and here, side by side: see bench/README.md
 	python3 bench/bench.py --harvest $(RUN)/harvest $(BENCH_FLAGS)
 
-clean: ## remove what was generated under RUN, and the scratch folders; sources and answers stay
-	rm -rf $(RUN) $(REPRO) data/bench
+clean: ## remove what was generated under RUN and RUN@HOOK, and the scratch folders; sources and answers stay
+	rm -rf $(RUN) $(RUN)@* $(REPRO) data/bench
 clean-source: ## remove what was fetched
 	rm -rf data/source
 

@@ -46,13 +46,16 @@ fn every_family_runs_through_every_stage() {
 #[test]
 fn hooks_read_together_make_what_each_makes_alone() {
     let run = run_of("gpt2");
+    // A hook has one name, however it is written.
     run.edit(
         "harvest: {hook: blocks.1.hook_resid_post,",
-        "harvest: {hook: blocks.1.hook_resid_post, also: [blocks.0.hook_mlp_out],",
+        "harvest: {hook: blocks.1.hook_resid_post, also: [blocks.00.hook_mlp_out],",
     );
     ["fetch", "harvest"].iter().for_each(|stage| run.expect(stage, &[]));
-    let together = run.manifests();
-    let folder = run.folder.join("at/blocks.0.hook_mlp_out");
+    let together = run.manifests()["harvest"].clone();
+    let folder = run.home().join("run@blocks.0.hook_mlp_out");
+    let listed = std::fs::read_to_string(run.folder.join(".hooks")).unwrap();
+    assert_eq!(listed, format!("{}\n", folder.display()));
 
     // The run at the other hook finds its dataset there, goes on from it, and makes the same alone.
     let other = Run::at(folder.join("pipeline.yaml"), folder);
@@ -62,31 +65,31 @@ fn hooks_read_together_make_what_each_makes_alone() {
     let before = other.manifests();
     other.expect("harvest", &["--force"]);
     assert_eq!(other.manifests(), before);
-    assert_ne!(together["harvest"], before["harvest"]);
+    assert_ne!(before["harvest"], together);
 
     // And the run's own dataset is the one that it makes without the other.
-    run.expect("harvest", &[]);
-    run.edit(", also: [blocks.0.hook_mlp_out]", "");
+    assert!(run.said("harvest").contains("run@blocks.0.hook_mlp_out/harvest: up to date"));
+    run.edit(", also: [blocks.00.hook_mlp_out]", "");
     assert!(run.said("harvest").contains("up to date"));
+    assert_eq!(std::fs::read_to_string(run.folder.join(".hooks")).unwrap(), "");
     run.expect("harvest", &["--force"]);
-    assert_eq!(run.manifests()["harvest"], together["harvest"]);
+    assert_eq!(run.manifests()["harvest"], together);
 }
 
 #[test]
-fn a_hook_that_the_model_lacks_is_named() {
-    for (hook, expected) in [
-        ("blocks.7.hook_mlp_out", "harvest.also: blocks.7.hook_mlp_out: this model has blocks 0 to"),
+fn a_hook_that_cannot_be_read_is_named() {
+    for (also, expected) in [
+        ("blocks.7.hook_mlp_out", "harvest.also[0]: blocks.7.hook_mlp_out: this model has blocks 0 to"),
         ("blocks.0.hook_mlp", "harvest.also[0]: \"blocks.0.hook_mlp\" names no hook"),
-        ("blocks.1.hook_resid_post", "harvest.also[0]: blocks.1.hook_resid_post is harvested already"),
+        ("blocks.01.hook_resid_post", "harvest.also[0]: blocks.1.hook_resid_post is harvested already"),
+        ("blocks.0.hook_mlp_out, blocks.0.hook_mlp_out", "harvest.also[1]: blocks.0.hook_mlp_out is harvested already"),
     ] {
         let run = run_of("gpt2");
-        run.edit("context_length: 48", &format!("also: [{hook}], context_length: 48"));
-        let stage = if hook.contains("resid") { "fetch" } else { "harvest" };
-        if stage == "harvest" {
-            run.expect("fetch", &[]);
-        }
-        let message = run.expect_error(stage, &[]);
+        run.edit("context_length: 48", &format!("also: [{also}], context_length: 48"));
+        run.expect("fetch", &[]);
+        let message = run.expect_error("harvest", &[]);
         assert!(message.contains(expected), "{message}");
+        assert!(!run.manifests().contains_key("harvest"));
     }
 }
 

@@ -18,6 +18,9 @@ fn main() -> ExitCode {
 
 fn run(stage: &Stage) -> Result<()> {
     ensure!(stage.args.shard.is_none(), "--shard: harvest does not split its work yet; leave it out");
+    if !stage.args.status {
+        text::hooks::write_pipelines(stage)?;
+    }
     // The pipeline's validation has seen to it that there is exactly one.
     let source = &stage.pipeline.source;
     if let Some(planted) = &source.synthetic {

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::dataset::{Dataset, Rows, Split};
 
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 /// Blocks made at a time. It bounds memory; the rows do not depend on it.
 const BLOCKS_AT_A_TIME: u64 = 128;

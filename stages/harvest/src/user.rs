@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::dataset::{Dataset, Rows, Split};
 
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// Rewrites the user's files, in the order of their names.
 ///

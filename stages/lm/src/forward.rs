@@ -76,7 +76,7 @@ pub(crate) fn values_at<B: Blocks>(blocks: &B, mut x: B::Stream, hooks: &[Hook])
         x = blocks.add(x, &ffn);
         keep(block, Site::ResidPost, &x);
     }
-    found.into_iter().flatten().collect()
+    found.into_iter().map(|value| value.expect("every hook lies on the way to the last")).collect()
 }
 
 /// Goes on from a hook to the hidden state after the last norm.

@@ -13,15 +13,15 @@ use super::Sae;
 pub struct Harvest {
     /// `blocks.N.hook_resid_pre`, `hook_resid_post`, `hook_mlp_out` or `hook_attn_out`.
     pub hook: String,
-    /// More hooks, read in the same pass: each makes the dataset that it would make as `hook`, in `RUN/at/HOOK/harvest`,
-    /// with a pipeline beside it for the stages that follow (`make hooks`).
+    /// More hooks, read in the same pass: each makes the dataset that it would make as `hook`, in a run `RUN@HOOK` beside
+    /// this one, with a pipeline for the stages that follow (`make hooks`).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<String>,
     /// Tokens in a context, its leading separator included.
     pub context_length: usize,
     /// Contexts in one forward pass. It changes the speed, not the result.
     pub batch_contexts: usize,
-    /// What the operands of the model's matrix products are rounded to. Sums are f32 in any case, and so is everything else.
+    /// What the operands of the model's matrix products are rounded to. All else is f32.
     #[serde(skip_serializing_if = "Products::is_f32")]
     pub products: Products,
     /// Share of documents kept for evaluation.
@@ -42,11 +42,11 @@ pub enum Products {
     /// No rounding.
     #[default]
     F32,
-    /// 8 bits of mantissa, about 0.2 % of a value. Faster where the processor has AVX-512 BF16 at twice the speed of f32, as
-    /// AMD's have; weights take half the memory.
+    /// 8 bits of mantissa. Where the processor has AVX-512 BF16 weights take half the memory, and products are faster if it
+    /// has it at twice the speed of f32, as AMD's have.
     Bf16,
-    /// Integers of 8 bits with a scale for every 64 values, as in llama.cpp. Fast where the processor has AVX-512 VNNI;
-    /// weights take a quarter of the memory.
+    /// Integers of 8 bits with a scale for every 64 values, after a rotation. Fast where the processor has AVX-512 VNNI, and
+    /// slow elsewhere; weights take a quarter of the memory.
     Int8,
 }
 

@@ -55,7 +55,7 @@ impl Pipeline {
     }
 
     fn validate_harvest(&self) -> Result<()> {
-        let Harvest { hook, also, products, .. } = &self.harvest;
+        let Harvest { also, products, .. } = &self.harvest;
         ensure!(
             *products == Products::F32 || self.source.model.is_some(),
             "harvest.products needs source.model: nothing else has matrix products"
@@ -64,10 +64,6 @@ impl Pipeline {
             also.is_empty() || self.source.model.is_some(),
             "harvest.also needs source.model: nothing else has hooks"
         );
-        for (i, other) in also.iter().enumerate() {
-            let is_new = other != hook && !also[..i].contains(other);
-            ensure!(is_new, "harvest.also[{i}]: {other} is harvested already");
-        }
         Ok(())
     }
 

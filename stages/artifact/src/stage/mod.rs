@@ -198,11 +198,31 @@ impl Stage {
 
     /// Starts the task of a key.
     pub fn task_of(&self, folder: &str, key: Key) -> Result<Option<Task>> {
+        self.begin(&self.run, folder, folder.rsplit('/').next().unwrap_or(folder), key)
+    }
+
+    /// Starts the task of a key in another run.
+    pub fn task_in(&self, run: &Path, folder: &str, key: Key) -> Result<Option<Task>> {
+        let name = run.join(folder).display().to_string();
+        self.begin(run, folder, &name, key)
+    }
+
+    fn begin(&self, run: &Path, folder: &str, name: &str, key: Key) -> Result<Option<Task>> {
+        let path = run.join(folder);
         if self.args.status {
-            println!("{folder:<24} {}", self.status(&self.run.join(folder), &key));
+            let shown = if run == self.run { folder } else { name };
+            println!("{shown:<24} {}", self.status(&path, &key));
             return Ok(None);
         }
-        Task::begin(self.run.join(folder), key, self.args.force, &self.log)
+        Task::begin(path, name, key, self.args.force, &self.log)
+    }
+
+    /// A run beside this one, which shares its sources: `data/run@NAME` for `data/run`.
+    ///
+    /// Errors: this one's path does not end with a name.
+    pub fn run_beside(&self, name: &str) -> Result<PathBuf> {
+        let own = self.run.file_name().with_context(|| format!("--run {}: ends with no name", self.run.display()))?;
+        Ok(self.run.with_file_name(format!("{}@{name}", own.to_string_lossy())))
     }
 
     /// A task that makes `folder` anew from what was published there, which stays until the task is finished; and what was

@@ -84,7 +84,7 @@ mod tests {
         /// As a first task leaves it, which wrote a file more than those that replace it.
         fn published() -> Self {
             let this = Self { run: tempfile::tempdir().unwrap(), log: Log::new("test", LogFormat::Text, true) };
-            let mut task = Task::begin(this.path(), key(1), false, &this.log).unwrap().unwrap();
+            let mut task = Task::begin(this.path(), "folder", key(1), false, &this.log).unwrap().unwrap();
             task.write_bytes("rules", b"old").unwrap();
             task.write_bytes("deep/weights", b"weights").unwrap();
             task.write_bytes("more", b"more").unwrap();
@@ -171,7 +171,7 @@ mod tests {
         put_in_place(&folder.path()).unwrap();
         assert_eq!(State::of(&folder.path(), &key(1)), State::Fresh);
         // What was begun goes when the old folder is asked for.
-        assert!(Task::begin(folder.path(), key(1), false, &folder.log).unwrap().is_none());
+        assert!(Task::begin(folder.path(), "folder", key(1), false, &folder.log).unwrap().is_none());
         assert!(folder.names().iter().all(|name| !name.ends_with(SUFFIX)), "{:?}", folder.names());
     }
 

@@ -110,7 +110,7 @@ impl Stage {
         // Several pipelines may ask for the same source; `--force` on one of them is no reason to fetch it again.
         match task::State::of(&folder, &key) {
             task::State::Fresh => Ok(None),
-            _ => Task::begin(folder, key, false, &self.log),
+            _ => Task::begin(folder, name.rsplit('/').next().unwrap_or(name), key, false, &self.log),
         }
     }
 

@@ -51,10 +51,11 @@ impl State {
 }
 
 impl Task {
-    /// `None`: the folder already holds what the key would make. Errors: another process writes there.
-    pub(super) fn begin(folder: PathBuf, key: Key, force: bool, log: &Log) -> Result<Option<Self>> {
+    /// `None`: the folder already holds what the key would make. `name` is what the log calls it.
+    ///
+    /// Errors: another process writes there.
+    pub(super) fn begin(folder: PathBuf, name: &str, key: Key, force: bool, log: &Log) -> Result<Option<Self>> {
         let lock = FolderLock::take(&folder)?;
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match State::of(&folder, &key) {
             State::Fresh if !force => {
                 log.line(format!("{name}: up to date"));

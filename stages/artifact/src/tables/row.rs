@@ -17,9 +17,6 @@ use parquet::file::properties::WriterProperties;
 
 use crate::stage::guard;
 
-/// Rows that are held in memory until they are written, and that a reader holds.
-const ROWS_PER_GROUP: usize = 65_536;
-
 /// A struct whose fields are the columns of a table.
 pub trait Row: Sized + Clone {
     fn schema() -> SchemaRef;
@@ -39,19 +36,22 @@ impl<W: Write + Send, R: Row> TableWriter<W, R> {
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
             .set_created_by("hiersae".into())
-            // A row group is held until it is whole.
-            .set_max_row_group_row_count(Some(ROWS_PER_GROUP))
             .build();
         let writer = ArrowWriter::try_new(file, R::schema(), Some(properties))?;
         Ok(Self { writer, n_rows: 0, rows: PhantomData })
     }
 
     pub fn write(&mut self, rows: &[R]) -> Result<()> {
-        for rows in rows.chunks(ROWS_PER_GROUP) {
+        for rows in rows.chunks(65_536) {
             self.writer.write(&R::to_batch(rows)?)?;
         }
         self.n_rows += rows.len() as u64;
         Ok(())
+    }
+
+    /// Ends a row group, which is in memory until then.
+    pub fn flush(&mut self) -> Result<()> {
+        Ok(self.writer.flush()?)
     }
 
     /// Ends the file; returns the number of rows, as `Task::write` wants it.

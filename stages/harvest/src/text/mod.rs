@@ -6,7 +6,7 @@
 mod contexts;
 mod documents;
 mod forward;
-mod hooks;
+pub(crate) mod hooks;
 mod quota;
 mod reader;
 mod writer;
@@ -30,21 +30,17 @@ pub(crate) fn harvest(stage: &Stage, source: &ModelSource) -> Result<()> {
     let texts = source.texts.iter().enumerate().map(|(i, text)| stage.source_input(&text.source_name(i)));
     let texts = texts.collect::<Result<Vec<_>>>()?;
     let inputs: Vec<&Input> = std::iter::once(&model_input).chain(&texts).collect();
-    let tasks = hooks::tasks(stage, source, &inputs)?;
-    let Some(last) = tasks.iter().map(|(hook, _)| *hook).max() else { return Ok(()) };
+    let tasks = hooks::tasks(stage, source, &inputs, hooks::wanted(stage)?)?;
+    let Some(last) = tasks.iter().map(|(wanted, _)| wanted.hook).max() else { return Ok(()) };
 
     let model = LanguageModel::open_up_to(&model_path, &lm::cpu(), last, config.products)?;
     let d_model = model.config().d_model;
     let mut hooks = Vec::new();
     let mut writers = Vec::new();
-    for (hook, task) in tasks {
-        model.check_hook(hook).context(if hook.to_string() == config.hook {
-            "harvest.hook"
-        } else {
-            "harvest.also"
-        })?;
-        hooks.push(hook);
-        writers.push(Writer::new(hook.to_string(), task, d_model, config)?);
+    for (wanted, task) in tasks {
+        model.check_hook(wanted.hook).context(wanted.key)?;
+        hooks.push(wanted.hook);
+        writers.push(Writer::new(wanted.hook.to_string(), task, d_model, config)?);
     }
     let reader = Reader {
         source,
@@ -64,7 +60,7 @@ pub(crate) fn harvest(stage: &Stage, source: &ModelSource) -> Result<()> {
         })
     };
     let (short, writers) = thread::scope(|scope| {
-        // What is read waits for its turn; what is computed does not, so that two batches of activations are held.
+        // A batch is written while the next is computed; a third is read.
         let (to_model, batches) = sync_channel(1);
         let reading = scope.spawn(move || reader.read(|batch| to_model.send(batch).is_ok()));
         let (to_disk, computed) = sync_channel(0);
@@ -85,20 +81,26 @@ pub(crate) fn harvest(stage: &Stage, source: &ModelSource) -> Result<()> {
         })();
         let writers = joined(writing)?;
         let n_done = computing?;
+        let short = joined(reading)?;
         progress.finish(n_done);
-        anyhow::Ok((joined(reading)?, writers))
+        anyhow::Ok((short, writers))
     })?;
     for text in short {
         stage.log.line(format!("{}: holds {} tokens, {} were asked for", text.name, text.n_taken, text.n_wanted));
     }
-    writers.into_iter().try_for_each(|writer| writer.finish(&stage.log))
+    // Each that can be finished is, whatever became of those before it.
+    let finish = |writer: Writer| {
+        let hook = writer.hook.clone();
+        writer.finish(&stage.log).context(hook)
+    };
+    writers.into_iter().map(finish).fold(Ok(()), Result::and)
 }
 
 /// Writes all batches, and gives the writers back.
 fn write(mut writers: Vec<Writer>, computed: &Receiver<(Batch, Vec<Vec<f32>>)>) -> Result<Vec<Writer>> {
     for (batch, activations) in computed {
-        for (writer, activation) in writers.iter_mut().zip(&activations) {
-            writer.write(&batch, activation)?;
+        for (writer, activation) in writers.iter_mut().zip(activations) {
+            writer.write(&batch, &activation).with_context(|| writer.hook.clone())?;
         }
     }
     Ok(writers)

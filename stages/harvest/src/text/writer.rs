@@ -11,11 +11,13 @@ use crate::dataset::{Dataset, Rows, Split};
 
 /// The dataset of a hook under way.
 pub(super) struct Writer {
-    hook: String,
+    pub(super) hook: String,
     context_length: usize,
     task: Task,
     dataset: Dataset,
     contexts: TableWriter<OpenOutput, Context>,
+    /// Tokens of contexts that wait in memory for their row group to end.
+    n_waiting: usize,
     max_norm_multiple: Option<f64>,
     /// Rows beyond this norm are left out. Known once the first batch is there.
     norm_limit: Option<f64>,
@@ -29,6 +31,7 @@ impl Writer {
             context_length: config.context_length,
             dataset: Dataset::new(d_model, config),
             contexts: TableWriter::new(task.create(CONTEXTS)?)?,
+            n_waiting: 0,
             task,
             max_norm_multiple: config.max_norm_multiple,
             norm_limit: None,
@@ -76,6 +79,11 @@ impl Writer {
             });
         }
         self.contexts.write(&contexts).context(CONTEXTS)?;
+        self.n_waiting += at;
+        if self.n_waiting >= TOKENS_PER_GROUP {
+            self.contexts.flush().context(CONTEXTS)?;
+            self.n_waiting = 0;
+        }
         self.dataset.write(&mut self.task, Split::Train, train)?;
         self.dataset.write(&mut self.task, Split::Heldout, heldout)
     }
@@ -101,6 +109,9 @@ impl Writer {
         Ok(())
     }
 }
+
+/// Tokens whose contexts make a row group of their table.
+const TOKENS_PER_GROUP: usize = 4 << 20;
 
 const CONTEXTS: &str = "contexts.parquet";
 

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use artifact::config::Products;
 
 use super::kernels::add_to_rows;
-use super::packed::{Bf16Weights, Int8Weights};
+use super::packed::{Bf16Weights, Int8Weights, to_bf16};
 use crate::weights::LinearWeights;
 
 /// y = x W + b, on one thread. Where d_out is above 256, a row of the product has the same bits whatever rows stand
@@ -23,6 +23,8 @@ pub(crate) struct Linear {
 enum Weight {
     /// [d_in, d_out].
     F32(Vec<f32>),
+    /// The same of values that bf16 has, for rows of such values: where there is no `Bf16`.
+    Rounded(Vec<f32>),
     Bf16(Bf16Weights),
     Int8(Int8Weights),
 }
@@ -32,7 +34,10 @@ impl Linear {
         let d_out = weights.rows.len() / d_in;
         let weight = match products {
             Products::F32 => Weight::F32(transposed(&weights.rows, d_in)),
-            Products::Bf16 => Weight::Bf16(Bf16Weights::new(&weights.rows, d_in)),
+            Products::Bf16 => match Bf16Weights::new(&weights.rows, d_in) {
+                Some(weights) => Weight::Bf16(weights),
+                None => rounded(&weights.rows, d_in),
+            },
             Products::Int8 => Weight::Int8(Int8Weights::new(&weights.rows, d_in)),
         };
         Self { weight, bias: weights.bias.clone(), d_in, d_out }
@@ -54,6 +59,7 @@ impl Linear {
         let room = &mut out.spare_capacity_mut()[..(n_rows + 1) * self.d_out];
         match &self.weight {
             Weight::F32(weight) => self.append_f32(weight, x, x_stride, room),
+            Weight::Rounded(weight) => self.append_f32(weight, &to_bf16(x), x_stride, room),
             Weight::Bf16(weight) => weight.product(x, x_stride, &mut room[..n_rows * self.d_out]),
             Weight::Int8(weight) => weight.product(x, x_stride, &mut room[..n_rows * self.d_out]),
         }
@@ -76,6 +82,11 @@ impl Linear {
         // SAFETY: there is room for the product, which is written without being read first.
         unsafe { multiply(n_computed, d_out, d_in, x, weight, room.as_mut_ptr().cast(), d_out) };
     }
+}
+
+/// bf16's products without the instructions.
+fn rounded(rows: &[f32], d_in: usize) -> Weight {
+    Weight::Rounded(transposed(&to_bf16(rows), d_in))
 }
 
 /// A matrix in a slice, starting at its first value.
@@ -195,6 +206,27 @@ mod tests {
                 let expected = terms.sum::<f64>() + f64::from(numbers(d_out)[column]);
                 assert!((found - expected).abs() <= 1e-5, "row {row}, column {column}: {found}");
             }
+        }
+    }
+
+    #[test]
+    fn bf16_products_are_the_same_with_and_without_the_instructions() {
+        let (d_in, d_out, n) = (200, 264, 13);
+        let (rows, x) = (numbers(d_in * d_out), numbers(n * d_in));
+        let weights = LinearWeights { rows, bias: numbers(d_out) };
+        let best = Linear::new(&weights, d_in, Products::Bf16);
+        let plain = Linear { weight: rounded(&weights.rows, d_in), bias: weights.bias, d_in, d_out };
+        let product = |linear: &Linear, x: &[f32]| {
+            let mut out = Vec::new();
+            linear.append(x, d_in, &mut out);
+            out
+        };
+        let all = product(&plain, &x);
+        for (i, row) in x.chunks_exact(d_in).enumerate() {
+            assert_eq!(product(&plain, row), all[i * d_out..][..d_out], "row {i}");
+        }
+        for (best, plain) in product(&best, &x).iter().zip(&all) {
+            assert!((best - plain).abs() <= 1e-4, "{best} {plain}");
         }
     }
 }

@@ -6,80 +6,53 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::super::linear::{Matrix, multiply, transposed};
 use super::{OUTPUTS, PANEL};
 
 /// Rows that a kernel takes at once: with two panels 24 sums, which leaves registers for what they are made of.
 const TILE: usize = 12;
 
-/// W of y = x W, in the layout of what this processor has.
+/// W of y = x W, d_in padded with a zero to whole pairs and d_out to whole OUTPUTS, for processors with AVX-512 BF16.
 #[derive(Debug)]
 pub(crate) struct Bf16Weights {
-    layout: Layout,
+    /// [d_out / OUTPUTS, n_pairs, OUTPUTS] pairs of inputs.
+    pairs: Vec<[bf16; 2]>,
     d_in: usize,
     d_out: usize,
 }
 
-#[derive(Debug)]
-enum Layout {
-    /// Pairs of inputs, d_in padded with a zero to whole pairs and d_out to whole OUTPUTS:
-    /// [d_out / OUTPUTS, n_pairs, OUTPUTS, 2].
-    #[cfg(target_arch = "x86_64")]
-    Pairs(Vec<bf16>),
-    /// Rounded, and multiplied as f32: [d_in, d_out].
-    Rounded(Vec<f32>),
-}
-
 impl Bf16Weights {
-    /// Shapes: rows [d_out, d_in].
-    pub(crate) fn new(rows: &[f32], d_in: usize) -> Self {
+    /// None where the processor has not what it takes. Shapes: rows [d_out, d_in].
+    pub(crate) fn new(rows: &[f32], d_in: usize) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if avx512::is_available() {
-            return Self { layout: Layout::Pairs(pairs(rows, d_in)), d_in, d_out: rows.len() / d_in };
+            return Some(Self { pairs: pairs(rows, d_in), d_in, d_out: rows.len() / d_in });
         }
-        Self::rounded(rows, d_in)
-    }
-
-    /// For any processor.
-    pub(super) fn rounded(rows: &[f32], d_in: usize) -> Self {
-        Self { layout: Layout::Rounded(transposed(&rounded(rows), d_in)), d_in, d_out: rows.len() / d_in }
+        None
     }
 
     /// Shapes: x [n, x_stride], of which a row's first d_in values are read → out [n, d_out], all of it written.
     pub(crate) fn product(&self, x: &[f32], x_stride: usize, out: &mut [MaybeUninit<f32>]) {
         let n_rows = x.len() / x_stride;
         assert!(x_stride >= self.d_in && out.len() == n_rows * self.d_out, "out is [n, d_out]");
-        match &self.layout {
-            #[cfg(target_arch = "x86_64")]
-            Layout::Pairs(weights) => {
-                let n_pairs = self.d_in.div_ceil(2);
-                avx512::product(weights, &self.tiles(x, x_stride), n_pairs, self.d_out, out);
-            }
-            Layout::Rounded(weights) => {
-                let x = rounded(x);
-                let x = Matrix { values: &x, row_stride: x_stride, column_stride: 1 };
-                let weights = Matrix { values: weights, row_stride: self.d_out, column_stride: 1 };
-                // SAFETY: `out` is [n, d_out].
-                unsafe { multiply(n_rows, self.d_out, self.d_in, x, weights, out.as_mut_ptr().cast(), self.d_out) };
-            }
-        }
+        #[cfg(target_arch = "x86_64")]
+        avx512::product(&self.pairs, &self.tiles(x, x_stride), self.d_in.div_ceil(2), self.d_out, out);
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("made on x86-64 alone");
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-impl Bf16Weights {
     /// Rows, rounded: tiles of TILE rows, the last of what is left, in which the same pair of all rows lies together.
-    /// Shapes: x [n, x_stride] → for each tile of N rows [n_pairs, N, 2].
-    fn tiles(&self, x: &[f32], x_stride: usize) -> Vec<bf16> {
+    /// Shapes: x [n, x_stride] → for each tile of N rows [n_pairs, N] pairs.
+    #[cfg(target_arch = "x86_64")]
+    fn tiles(&self, x: &[f32], x_stride: usize) -> Vec<[bf16; 2]> {
         let n_pairs = self.d_in.div_ceil(2);
-        let mut tiles = vec![bf16::ZERO; x.len() / x_stride * n_pairs * 2];
+        let mut tiles = vec![[bf16::ZERO; 2]; x.len() / x_stride * n_pairs];
         let mut rounded = vec![bf16::ZERO; n_pairs * 2];
-        for (x, tile) in x.chunks(TILE * x_stride).zip(tiles.chunks_mut(TILE * n_pairs * 2)) {
+        for (x, tile) in x.chunks(TILE * x_stride).zip(tiles.chunks_mut(TILE * n_pairs)) {
             let n = x.len() / x_stride;
             for (row, x) in x.chunks_exact(x_stride).enumerate() {
                 rounded[..self.d_in].convert_from_f32_slice(&x[..self.d_in]);
-                for (of_rows, pair) in tile.chunks_exact_mut(n * 2).zip(rounded.chunks_exact(2)) {
-                    of_rows[row * 2..][..2].copy_from_slice(pair);
+                for (of_rows, &pair) in tile.chunks_exact_mut(n).zip(rounded.as_chunks::<2>().0) {
+                    of_rows[row] = pair;
                 }
             }
         }
@@ -88,21 +61,21 @@ impl Bf16Weights {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn pairs(rows: &[f32], d_in: usize) -> Vec<bf16> {
+fn pairs(rows: &[f32], d_in: usize) -> Vec<[bf16; 2]> {
     let (n_groups, n_pairs) = ((rows.len() / d_in).div_ceil(OUTPUTS), d_in.div_ceil(2));
-    let mut pairs = vec![bf16::ZERO; n_groups * n_pairs * OUTPUTS * 2];
-    pairs.par_chunks_mut(n_pairs * OUTPUTS * 2).zip(rows.par_chunks(OUTPUTS * d_in)).for_each(|(pairs, rows)| {
+    let mut pairs = vec![[bf16::ZERO; 2]; n_groups * n_pairs * OUTPUTS];
+    pairs.par_chunks_mut(n_pairs * OUTPUTS).zip(rows.par_chunks(OUTPUTS * d_in)).for_each(|(pairs, rows)| {
         for (output, row) in rows.chunks_exact(d_in).enumerate() {
             for (i, &value) in row.iter().enumerate() {
-                pairs[(i / 2 * OUTPUTS + output) * 2 + i % 2] = bf16::from_f32(value);
+                pairs[i / 2 * OUTPUTS + output][i % 2] = bf16::from_f32(value);
             }
         }
     });
     pairs
 }
 
-/// To the nearest, ties to even.
-fn rounded(values: &[f32]) -> Vec<f32> {
+/// For products on any processor: values that bf16 has, to the nearest, ties to even.
+pub(crate) fn to_bf16(values: &[f32]) -> Vec<f32> {
     values.iter().map(|&value| bf16::from_f32(value).to_f32()).collect()
 }
 
@@ -123,26 +96,32 @@ mod avx512 {
         std::arch::is_x86_feature_detected!("avx512bf16") && std::arch::is_x86_feature_detected!("avx512f")
     }
 
-    /// Shapes: weights as in `Layout::Pairs`, rows as `tiles` makes them → out [n, d_out].
-    pub(super) fn product(weights: &[bf16], rows: &[bf16], n_pairs: usize, d_out: usize, out: &mut [MaybeUninit<f32>]) {
-        let n_rows = rows.len() / (2 * n_pairs);
+    /// Shapes: weights as in `Bf16Weights`, rows as `tiles` makes them → out [n, d_out].
+    pub(super) fn product(
+        weights: &[[bf16; 2]],
+        rows: &[[bf16; 2]],
+        n_pairs: usize,
+        d_out: usize,
+        out: &mut [MaybeUninit<f32>],
+    ) {
+        let n_rows = rows.len() / n_pairs;
         assert!(out.len() == n_rows * d_out, "out is [n, d_out]");
-        assert!(weights.len() == d_out.div_ceil(OUTPUTS) * n_pairs * OUTPUTS * 2, "whole groups of outputs");
+        assert!(weights.len() == d_out.div_ceil(OUTPUTS) * n_pairs * OUTPUTS, "whole groups of outputs");
         let out = out.as_mut_ptr().cast::<f32>();
         let parts = |group| (0..n_pairs).step_by(PAIRS_IN_CACHE).map(move |first| (group, first));
         for (group, first) in (0..d_out.div_ceil(OUTPUTS)).flat_map(parts) {
             for row in (0..n_rows).step_by(TILE) {
                 let n = TILE.min(n_rows - row);
                 let tile = Tile {
-                    x: rows[(row * n_pairs + first * n) * 2..].as_ptr().cast(),
-                    w: weights[(group * n_pairs + first) * OUTPUTS * 2..].as_ptr().cast(),
+                    x: rows[row * n_pairs + first * n..].as_ptr().cast(),
+                    w: weights[(group * n_pairs + first) * OUTPUTS..].as_ptr().cast(),
                     n_pairs: PAIRS_IN_CACHE.min(n_pairs - first),
                     goes_on: first > 0,
                     out: out.wrapping_add(row * d_out + group * OUTPUTS),
                     d_out,
                     masks: [0, PANEL].map(|panel| lanes(group * OUTPUTS + panel, d_out)),
                 };
-                // SAFETY: this layout is there because `is_available` was asked; the slices hold what the tile points to, as
+                // SAFETY: weights are there because `is_available` was asked; the slices hold what the tile points to, as
                 // asserted, and `out` is ours.
                 unsafe { KERNELS[n - 1](tile) };
             }
@@ -167,7 +146,7 @@ mod avx512 {
 
     /// Some rows against a group of outputs.
     struct Tile {
-        /// [n_pairs, N] pairs.
+        /// [n_pairs, N] pairs, at any address.
         x: *const i32,
         /// [n_pairs, OUTPUTS] pairs.
         w: *const i32,
@@ -205,7 +184,7 @@ mod avx512 {
                 let first = as_pairs(_mm512_loadu_si512(w.cast()));
                 let second = as_pairs(_mm512_loadu_si512(w.add(PANEL).cast()));
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let x = as_pairs(_mm512_set1_epi32(*tile.x.add(pair * N + row)));
+                    let x = as_pairs(_mm512_set1_epi32(tile.x.add(pair * N + row).read_unaligned()));
                     sums[0] = _mm512_dpbf16_ps(sums[0], first, x);
                     sums[1] = _mm512_dpbf16_ps(sums[1], second, x);
                 }

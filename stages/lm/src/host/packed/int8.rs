@@ -43,7 +43,7 @@ pub(super) struct Rows {
     bytes: Vec<i8>,
     /// For each tile of N rows [n_blocks, N]; and −128 times the sum of a block's integers, for what was added to weights.
     scales: Vec<f32>,
-    starts: Vec<i32>,
+    corrections: Vec<i32>,
 }
 
 impl Int8Weights {
@@ -87,13 +87,13 @@ impl Int8Weights {
         self.d_in.div_ceil(BLOCK)
     }
 
-    pub(super) fn round_rows(&self, x: &[f32], x_stride: usize, rounded: Rounded) -> Rows {
+    pub(super) fn round_rows(&self, x: &[f32], x_stride: usize, rounded: Rounding) -> Rows {
         let (d_in, n_blocks) = (self.d_in, self.n_blocks());
         let n_rows = x.len() / x_stride;
         let mut rows = Rows {
             bytes: vec![0; n_rows * n_blocks * BLOCK],
             scales: vec![0.0; n_rows * n_blocks],
-            starts: vec![0; n_rows * n_blocks],
+            corrections: vec![0; n_rows * n_blocks],
         };
         for (row, x) in x.chunks_exact(x_stride).enumerate() {
             let first = row / TILE * TILE;
@@ -106,7 +106,7 @@ impl Int8Weights {
                     word[at * WORD..][..WORD].copy_from_slice(bytes);
                 }
                 rows.scales[first * n_blocks + block * n + at] = scale;
-                rows.starts[first * n_blocks + block * n + at] = -EXCESS * sum;
+                rows.corrections[first * n_blocks + block * n + at] = -EXCESS * sum;
             }
         }
         rows
@@ -125,7 +125,7 @@ impl Int8Weights {
                     let (at_x, at_w) = (first * n_blocks + block * n, group * n_blocks + block);
                     let x = rows.bytes[at_x * BLOCK..][..n * BLOCK].chunks_exact(n * WORD);
                     let w = self.bytes[at_w * BLOCK * OUTPUTS..][..BLOCK * OUTPUTS].chunks_exact(OUTPUTS * WORD);
-                    let mut whole = [rows.starts[at_x + at]; OUTPUTS];
+                    let mut whole = [rows.corrections[at_x + at]; OUTPUTS];
                     for (x, w) in x.zip(w) {
                         for (whole, w) in whole.iter_mut().zip(w.chunks_exact(WORD)) {
                             let products = w.iter().zip(&x[at * WORD..]).map(|(&w, &x)| i32::from(w) * i32::from(x));
@@ -144,10 +144,10 @@ impl Int8Weights {
 }
 
 /// What rounds a block.
-pub(super) type Rounded = fn(&[f32]) -> (f32, [i8; BLOCK]);
+pub(super) type Rounding = fn(&[f32]) -> (f32, [i8; BLOCK]);
 
 /// The fastest that this processor has. All give the same bits.
-fn best_rounded() -> Rounded {
+fn best_rounded() -> Rounding {
     #[cfg(target_arch = "x86_64")]
     if avx512::is_available() {
         return avx512::rounded;
@@ -261,8 +261,11 @@ mod avx512 {
     pub(super) fn product(weights: &Int8Weights, rows: &Rows, n_rows: usize, out: &mut [MaybeUninit<f32>]) {
         let (n_blocks, d_out) = (weights.n_blocks(), weights.d_out);
         assert!(rows.bytes.len() == n_rows * n_blocks * BLOCK, "rows [n, d_in]");
-        assert!(rows.scales.len() == n_rows * n_blocks && rows.starts.len() == n_rows * n_blocks, "a scale each");
+        assert!(rows.scales.len() == n_rows * n_blocks && rows.corrections.len() == n_rows * n_blocks, "a scale each");
         assert!(out.len() == n_rows * d_out, "out is [n, d_out]");
+        let n_outputs = d_out.next_multiple_of(OUTPUTS);
+        assert!(weights.bytes.len() == n_outputs * n_blocks * BLOCK, "whole groups of outputs");
+        assert!(weights.scales.len() == n_outputs * n_blocks, "a scale each");
         let out = out.as_mut_ptr().cast::<f32>();
         let parts = |group| (0..n_blocks).step_by(BLOCKS_IN_CACHE).map(move |first| (group, first));
         for (group, first) in (0..d_out.div_ceil(OUTPUTS)).flat_map(parts) {
@@ -272,7 +275,7 @@ mod avx512 {
                 let tile = Tile {
                     x: rows.bytes[at_x * BLOCK..].as_ptr().cast(),
                     x_scales: rows.scales[at_x..].as_ptr(),
-                    x_starts: rows.starts[at_x..].as_ptr(),
+                    x_corrections: rows.corrections[at_x..].as_ptr(),
                     w: weights.bytes[at_w * BLOCK * OUTPUTS..].as_ptr().cast(),
                     w_scales: weights.scales[at_w * OUTPUTS..].as_ptr(),
                     n_blocks: BLOCKS_IN_CACHE.min(n_blocks - first),
@@ -293,10 +296,10 @@ mod avx512 {
 
     /// Some rows against a group of outputs.
     struct Tile {
-        /// [n_blocks, WORDS, N] words.
+        /// [n_blocks, WORDS, N] words, at any address.
         x: *const i32,
         x_scales: *const f32,
-        x_starts: *const i32,
+        x_corrections: *const i32,
         /// [n_blocks, WORDS, OUTPUTS] words.
         w: *const i32,
         w_scales: *const f32,
@@ -331,14 +334,14 @@ mod avx512 {
             for block in 0..tile.n_blocks {
                 let mut whole = [[_mm512_setzero_si512(); 2]; N];
                 for (row, whole) in whole.iter_mut().enumerate() {
-                    *whole = [_mm512_set1_epi32(*tile.x_starts.add(block * N + row)); 2];
+                    *whole = [_mm512_set1_epi32(*tile.x_corrections.add(block * N + row)); 2];
                 }
                 let (x, w) = (tile.x.add(block * WORDS * N), tile.w.add(block * WORDS * OUTPUTS));
                 for word in 0..WORDS {
                     let first = _mm512_loadu_si512(w.add(word * OUTPUTS).cast());
                     let second = _mm512_loadu_si512(w.add(word * OUTPUTS + PANEL).cast());
                     for (row, whole) in whole.iter_mut().enumerate() {
-                        let x = _mm512_set1_epi32(*x.add(word * N + row));
+                        let x = _mm512_set1_epi32(x.add(word * N + row).read_unaligned());
                         whole[0] = _mm512_dpbusd_epi32(whole[0], first, x);
                         whole[1] = _mm512_dpbusd_epi32(whole[1], second, x);
                     }

@@ -8,7 +8,7 @@ mod int8;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use bf16::Bf16Weights;
+pub(crate) use bf16::{Bf16Weights, to_bf16};
 pub(crate) use int8::Int8Weights;
 
 /// Outputs side by side: the 32-bit lanes of an AVX-512 register.
