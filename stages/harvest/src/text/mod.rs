@@ -1,7 +1,6 @@
 //! A language model reads text: documents → contexts → activations at a hook.
 
 mod contexts;
-mod documents;
 mod forward;
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::dataset::{Dataset, Rows, Split};
 use contexts::Piece;
-use documents::Documents;
+use texts::Documents;
 
 const RECIPE: u32 = 3;
 

@@ -11,13 +11,13 @@ use artifact::tables::read_text_column;
 use wordnet::Synset;
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Document {
+pub struct Document {
     /// Within its source: a synset, a speech, a file.
-    pub(super) name: String,
-    pub(super) text: String,
+    pub name: String,
+    pub text: String,
 }
 
-pub(super) enum Documents {
+pub enum Documents {
     Held(Vec<Document>),
     /// One document a file.
     Files(Vec<PathBuf>),
@@ -31,7 +31,7 @@ pub(super) enum Documents {
 
 impl Documents {
     /// Errors: a file is not what was fetched, or not what its name says.
-    pub(super) fn open(input: &Input, text: &Text) -> Result<Self> {
+    pub fn open(input: &Input, text: &Text) -> Result<Self> {
         let documents = match text.from {
             TextSource::Wordnet => Self::Held(glosses(&input.file(wordnet::NOUNS)?)?),
             TextSource::StateOfTheUnion => Self::Files(files(input, "speeches/")?),
@@ -62,7 +62,7 @@ impl Documents {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         match self {
             Self::Held(documents) => documents.len(),
             Self::Files(files) => files.len(),
@@ -71,7 +71,7 @@ impl Documents {
     }
 
     /// Errors: the document cannot be read, or is not UTF-8 (file and line are named).
-    pub(super) fn read(&self, i: usize) -> Result<Document> {
+    pub fn read(&self, i: usize) -> Result<Document> {
         match self {
             Self::Held(documents) => Ok(documents[i].clone()),
             Self::Files(files) => {
