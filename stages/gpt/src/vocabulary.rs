@@ -34,6 +34,14 @@ impl Vocabulary {
         Ok(tokens)
     }
 
+    /// The text that the vocabulary is of, each byte in the place of its token: no token is above 255.
+    pub fn encode_in_place(&self, mut text: Vec<u8>) -> Vec<u8> {
+        let mut token_of = [0; 256];
+        self.bytes.iter().zip(0..).for_each(|(&byte, token)| token_of[usize::from(byte)] = token);
+        text.iter_mut().for_each(|byte| *byte = token_of[usize::from(*byte)]);
+        text
+    }
+
     /// Bytes that are no UTF-8 come out as U+FFFD.
     pub fn decode(&self, tokens: &[u32]) -> String {
         let bytes: Vec<u8> = tokens.iter().filter_map(|&token| self.bytes.get(token as usize)).copied().collect();
@@ -94,6 +102,11 @@ mod tests {
         let text = "naïve café\n中文";
         let vocabulary = Vocabulary::of(text.as_bytes());
         assert_eq!(vocabulary.decode(&vocabulary.encode(text.as_bytes()).unwrap()), text);
+        let in_place = vocabulary.encode_in_place(text.as_bytes().to_vec());
+        assert_eq!(
+            in_place.into_iter().map(u32::from).collect::<Vec<_>>(),
+            vocabulary.encode(text.as_bytes()).unwrap()
+        );
         let error = vocabulary.encode(b"cafeteria").unwrap_err().to_string();
         assert_eq!(error, "'t' does not occur in the text");
     }
