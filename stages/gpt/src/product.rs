@@ -28,7 +28,6 @@ pub(crate) enum Onto {
 }
 
 /// out [m, n] = scale · a [m, k] · b [k, n], on what stands there or on nothing; `out` has rows of `stride`.
-#[expect(clippy::too_many_arguments, reason = "the sizes and operands of a matrix product")]
 pub(crate) fn multiply(
     (m, k, n): (usize, usize, usize),
     scale: f32,
