@@ -136,7 +136,7 @@ impl Room {
             let (block, [drop_weights, drop_attended, drop_ffn]) = (scaled.block(i), drops.of_block(i));
             normalise(residual, &mut kept.attn_normed[..n * d], &mut kept.attn_scale[..n]);
             let normed = Mat::rows(&kept.attn_normed, d);
-            multiply((n, d, 3 * d), 1.0, normed, Mat::rows(block.qkv, 3 * d), Onto::Nothing, &mut kept.qkv, 3 * d);
+            multiply((n, d, 3 * d), 1.0, normed, Mat::rows(&block.qkv, 3 * d), Onto::Nothing, &mut kept.qkv, 3 * d);
             let attended = &mut kept.attended[..n * d];
             attention::forward(heads, &kept.qkv, drop_weights, &mut kept.weights, &mut self.dropped, attended);
             let attended = (&kept.attended[..n * d], block.attn_out);
@@ -144,7 +144,7 @@ impl Room {
 
             normalise(residual, &mut kept.ffn_normed[..n * d], &mut kept.ffn_scale[..n]);
             let normed = Mat::rows(&kept.ffn_normed, d);
-            multiply((n, d, 4 * d), 1.0, normed, Mat::rows(block.up, 4 * d), Onto::Nothing, &mut kept.up, 4 * d);
+            multiply((n, d, 4 * d), 1.0, normed, Mat::rows(&block.up, 4 * d), Onto::Nothing, &mut kept.up, 4 * d);
             gelu(&kept.up[..n * 4 * d], &mut kept.activation);
             add_product((&kept.activation[..n * 4 * d], block.down), d, drop_ffn, &mut self.narrow, residual);
         }
@@ -168,17 +168,17 @@ impl Room {
 
         for (i, kept) in self.blocks.iter().enumerate().rev() {
             let (block, [drop_weights, drop_attended, drop_ffn]) = (scaled.block(i), drops.of_block(i));
-            let places = shape.block(i);
+            let (places, [qkv, attn_out, up, down]) = (shape.block(i), &block.transposed);
             let wide = &mut self.wide;
             // The feed-forward part.
             let d_out = Mat::rows(dropped(drop_ffn, d_residual, &mut self.narrow), d);
             let (activation, d_down) = (Mat::rows(&kept.activation, 4 * d), &mut grads.values[places.down]);
             multiply((4 * d, n, d), 1.0, activation.transposed(), d_out, Onto::Sum, d_down, d);
-            multiply((n, d, 4 * d), 1.0, d_out, Mat::rows(block.down, d).transposed(), Onto::Nothing, wide, 4 * d);
+            multiply((n, d, 4 * d), 1.0, d_out, Mat::rows(down, 4 * d), Onto::Nothing, wide, 4 * d);
             gelu_back(&kept.up[..n * 4 * d], &mut wide[..n * 4 * d]);
             let (d_wide, normed) = (Mat::rows(wide, 4 * d), Mat::rows(&kept.ffn_normed, d));
             multiply((d, n, 4 * d), 1.0, normed.transposed(), d_wide, Onto::Sum, &mut grads.values[places.up], 4 * d);
-            let (up, narrow) = (Mat::rows(block.up, 4 * d).transposed(), &mut self.narrow);
+            let (up, narrow) = (Mat::rows(up, d), &mut self.narrow);
             multiply((n, 4 * d, d), 1.0, d_wide, up, Onto::Nothing, narrow, d);
             normalise_back(&narrow[..n * d], &kept.ffn_normed[..n * d], &kept.ffn_scale[..n], false, d_residual);
             // Attention.
@@ -186,12 +186,12 @@ impl Room {
             let (attended, d_attn_out) = (Mat::rows(&kept.attended, d), &mut grads.values[places.attn_out]);
             multiply((d, n, d), 1.0, attended.transposed(), d_out, Onto::Sum, d_attn_out, d);
             let (d_attended, d_qkv) = self.wide.split_at_mut(n * d);
-            multiply((n, d, d), 1.0, d_out, Mat::rows(block.attn_out, d).transposed(), Onto::Nothing, d_attended, d);
+            multiply((n, d, d), 1.0, d_out, Mat::rows(attn_out, d), Onto::Nothing, d_attended, d);
             let (room, dropped) = (&mut self.grads, &mut self.dropped);
             attention::backward(heads, &kept.qkv, &kept.weights, drop_weights, d_attended, room, dropped, d_qkv);
             let (d_qkv, normed) = (Mat::rows(d_qkv, 3 * d), Mat::rows(&kept.attn_normed, d));
             multiply((d, n, 3 * d), 1.0, normed.transposed(), d_qkv, Onto::Sum, &mut grads.values[places.qkv], 3 * d);
-            let (qkv, narrow) = (Mat::rows(block.qkv, 3 * d).transposed(), &mut self.narrow);
+            let (qkv, narrow) = (Mat::rows(qkv, d), &mut self.narrow);
             multiply((n, 3 * d, d), 1.0, d_qkv, qkv, Onto::Nothing, narrow, d);
             normalise_back(&narrow[..n * d], &kept.attn_normed[..n * d], &kept.attn_scale[..n], false, d_residual);
         }

@@ -83,7 +83,7 @@ impl HostPass {
         let (shape, length) = (&self.shape, self.length);
         let n_contexts = inputs.len() / length;
         assert!(inputs.len() == targets.len() && inputs.len() == n_contexts * length, "whole contexts");
-        let scaled = Scaled::new(shape, weights);
+        let scaled = Scaled::new(shape, weights, is_training);
         let scale = 1.0 / inputs.len() as f32;
         let pass = |(i, shard): (usize, &mut Shard)| {
             let end = |i: usize| i * n_contexts / N_SHARDS * length;

@@ -1,60 +1,95 @@
 //! Weights with the gains of the layer norms multiplied in, and gradients taken apart again: with W' = diag(g) W,
 //! dW = diag(g) dW' and dg = Σ over columns of W ∘ dW'.
 
+use rayon::prelude::*;
+
 use crate::kernels::dot;
 use crate::shape::Shape;
 
 /// What the passes work with.
 pub(super) struct Scaled<'a> {
     pub(super) shape: &'a Shape,
-    weights: &'a [f32],
     pub(super) embedding: &'a [f32],
     pub(super) positions: &'a [f32],
-    /// Of each block, those behind a norm: queries, keys and values; up.
-    blocks: Vec<[Vec<f32>; 2]>,
+    blocks: Vec<Block<'a>>,
     /// [n_vocab, d_model]. Each column has the final norm's gain.
     pub(super) unembedding: Vec<f32>,
 }
 
-/// The matrices of a block.
+/// The matrices of a block, those behind a norm with its gain; and for the backward pass their transposes, which products
+/// take in faster than rows across.
 pub(super) struct Block<'a> {
-    pub(super) qkv: &'a [f32],
+    pub(super) qkv: Vec<f32>,
     pub(super) attn_out: &'a [f32],
-    pub(super) up: &'a [f32],
+    pub(super) up: Vec<f32>,
     pub(super) down: &'a [f32],
+    /// In the order of those above; none where only the loss is wanted.
+    pub(super) transposed: [Vec<f32>; 4],
 }
 
 impl<'a> Scaled<'a> {
-    pub(super) fn new(shape: &'a Shape, weights: &'a [f32]) -> Self {
+    pub(super) fn new(shape: &'a Shape, weights: &'a [f32], is_training: bool) -> Self {
         let d = shape.d_model;
         let rows = |matrix: &[f32], gain: &[f32]| {
             let width = matrix.len() / d;
-            let row = |(row, gain): (&'_ [f32], &f32)| row.iter().map(|w| w * gain).collect::<Vec<_>>();
-            matrix.chunks_exact(width).zip(gain).flat_map(row).collect::<Vec<_>>()
+            let mut scaled = matrix.to_vec();
+            for (row, gain) in scaled.chunks_exact_mut(width).zip(gain) {
+                row.iter_mut().for_each(|w| *w *= gain);
+            }
+            scaled
         };
         let block = |i: usize| {
             let places = shape.block(i);
-            let of = |matrix: std::ops::Range<usize>, gain| rows(&weights[matrix], &weights[gain]);
-            [of(places.qkv, places.attn_gain), of(places.up, places.ffn_gain)]
+            let qkv = rows(&weights[places.qkv], &weights[places.attn_gain]);
+            let up = rows(&weights[places.up], &weights[places.ffn_gain]);
+            let (attn_out, down) = (&weights[places.attn_out], &weights[places.down]);
+            let transposed = match is_training {
+                true => {
+                    [(&qkv[..], 3 * d), (attn_out, d), (&up, 4 * d), (down, d)].map(|(of, width)| transposed(of, width))
+                }
+                false => Default::default(),
+            };
+            Block { qkv, attn_out, up, down, transposed }
         };
         let embedding = &weights[shape.embedding()];
-        let gain = &weights[shape.final_gain()];
-        let unembedding = embedding.chunks_exact(d).flat_map(|row| row.iter().zip(gain).map(|(w, gain)| w * gain));
         Self {
             shape,
-            weights,
             embedding,
             positions: &weights[shape.positions()],
-            blocks: (0..shape.n_layers).map(block).collect(),
-            unembedding: unembedding.collect(),
+            blocks: (0..shape.n_layers).into_par_iter().map(block).collect(),
+            unembedding: columns(embedding, &weights[shape.final_gain()]),
         }
     }
 
-    pub(super) fn block(&self, i: usize) -> Block<'_> {
-        let places = self.shape.block(i);
-        let [qkv, up] = &self.blocks[i];
-        Block { qkv, attn_out: &self.weights[places.attn_out], up, down: &self.weights[places.down] }
+    pub(super) fn block(&self, i: usize) -> &Block<'a> {
+        &self.blocks[i]
     }
+}
+
+/// Each row times the gains, value by value. Shapes: matrix [n, d], gain [d].
+fn columns(matrix: &[f32], gain: &[f32]) -> Vec<f32> {
+    let mut scaled = matrix.to_vec();
+    for row in scaled.chunks_exact_mut(gain.len()) {
+        row.iter_mut().zip(gain).for_each(|(w, gain)| *w *= gain);
+    }
+    scaled
+}
+
+/// Shapes: matrix [n, width] → [width, n]. In tiles, so that a cache line that is fetched is used whole.
+fn transposed(matrix: &[f32], width: usize) -> Vec<f32> {
+    const TILE: usize = 16;
+    let n = matrix.len() / width;
+    let mut out = vec![0.0; matrix.len()];
+    for first_row in (0..n).step_by(TILE) {
+        for first_column in (0..width).step_by(TILE) {
+            for column in first_column..width.min(first_column + TILE) {
+                for row in first_row..n.min(first_row + TILE) {
+                    out[column * n + row] = matrix[row * width + column];
+                }
+            }
+        }
+    }
+    out
 }
 
 /// Gradients by what `Scaled` holds: in the places of the parameters, and by the unembedding apart.
