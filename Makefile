@@ -9,7 +9,6 @@
 CONFIG ?= pipeline.yaml
 RUN    ?= $(if $(filter pipeline.yaml,$(CONFIG)),data/run,data/run-$(basename $(notdir $(CONFIG))))
 BIN    := $(or $(CARGO_TARGET_DIR),target)/release
-STAGES := fetch harvest train recover probe report
 FLAGS   = --config $(CONFIG) --run $(RUN)
 RUNS    ?= 1 2 3 4 5 sweep
 VARIANT ?=
@@ -28,6 +27,11 @@ base  = $(realpath $(wildcard $(addprefix $(dir $1),$(shell sed -n "s/^extends: 
 chain = $1 $(foreach file,$(filter-out $2,$(base)),$(call chain,$(file),$2 $(file)))
 CONFIGS := $(call chain,$(CONFIG),$(realpath $(CONFIG)))
 
+# Only where the pipeline trains its language model itself is there a stage that does. (One that turns out to be called for
+# nothing says so and publishes an empty folder.)
+PRETRAIN := $(if $(shell grep -lE "name: *['\"]?pretrained\b" $(CONFIGS) 2> /dev/null),pretrain)
+STAGES   := fetch $(PRETRAIN) harvest train recover probe report
+
 .PHONY: all runs $(STAGES) status build hooks test bench repro clean clean-source help FORCE
 
 all: report ## run every stage that is not up to date, then say where the report is
@@ -36,7 +40,8 @@ all: report ## run every stage that is not up to date, then say where the report
 $(STAGES): %: $(RUN)/%/manifest.json ## run one stage, and what it needs
 
 # Who reads whom.
-$(RUN)/harvest/manifest.json: $(RUN)/fetch/manifest.json
+$(RUN)/harvest/manifest.json: $(RUN)/fetch/manifest.json $(PRETRAIN:%=$(RUN)/%/manifest.json)
+$(RUN)/pretrain/manifest.json: $(RUN)/fetch/manifest.json
 $(RUN)/train/manifest.json:   $(RUN)/harvest/manifest.json
 $(RUN)/recover/manifest.json: $(RUN)/train/manifest.json
 $(RUN)/probe/manifest.json:   $(RUN)/train/manifest.json

@@ -8,6 +8,7 @@ mod imported;
 mod own_activations;
 mod own_model;
 mod planted;
+mod pretrained;
 mod reproducible;
 mod shipped_files;
 mod training;

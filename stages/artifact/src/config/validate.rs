@@ -20,6 +20,7 @@ impl Pipeline {
             return Ok(());
         }
         self.source.validate()?;
+        self.validate_pretrain()?;
         let harvest = &self.harvest;
         at_least("harvest.context_length", harvest.context_length, 2)?;
         at_least("harvest.batch_contexts", harvest.batch_contexts, 1)?;
@@ -130,6 +131,9 @@ impl Source {
                 ensure!(text.n_tokens >= 1, "{at}.n_tokens = 0 must be at least 1");
                 let is_file = text.from == TextSource::File;
                 ensure!(is_file == text.path.is_some(), "{at}: path goes with from: file, and with nothing else");
+                if let Some(n_bytes) = text.bytes_per_document {
+                    ensure!(n_bytes >= 100, "{at}.bytes_per_document = {n_bytes} must be at least 100");
+                }
             }
         }
         if let Some(synthetic) = &self.synthetic {
@@ -525,7 +529,7 @@ pub(super) fn fraction(key: &str, value: f64) -> Result<()> {
 }
 
 /// Both ends excluded.
-fn inside(key: &str, value: f64, low: f64, high: f64) -> Result<()> {
+pub(super) fn inside(key: &str, value: f64, low: f64, high: f64) -> Result<()> {
     ensure!(value > low && value < high, "{key} = {value} must lie between {low} and {high}, ends excluded");
     Ok(())
 }

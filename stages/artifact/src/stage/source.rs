@@ -40,6 +40,8 @@ pub enum ModelOrigin {
     SmolLm2,
     /// A folder or a `.gguf` file of the user.
     Local,
+    /// The stage `pretrain`.
+    Pretrained,
     Hub,
 }
 
@@ -48,6 +50,7 @@ impl ModelSource {
         let is_path = ["/", "./", "../"].iter().any(|start| self.name.starts_with(start));
         match self.name.as_str() {
             "smollm2-135m" => ModelOrigin::SmolLm2,
+            "pretrained" => ModelOrigin::Pretrained,
             _ if is_path => ModelOrigin::Local,
             _ => ModelOrigin::Hub,
         }
@@ -56,7 +59,7 @@ impl ModelSource {
     /// The model's name among the sources.
     pub fn source_name(&self) -> String {
         match self.origin() {
-            ModelOrigin::SmolLm2 => self.name.clone(),
+            ModelOrigin::SmolLm2 | ModelOrigin::Pretrained => self.name.clone(),
             ModelOrigin::Local => "model".into(),
             ModelOrigin::Hub => self.name.replace('/', "--"),
         }
@@ -69,6 +72,9 @@ impl Text {
         match self.from {
             TextSource::Wordnet => "wordnet".into(),
             TextSource::StateOfTheUnion => "state-of-the-union".into(),
+            TextSource::Shakespeare => "shakespeare".into(),
+            TextSource::Enwik8 => "enwik8".into(),
+            TextSource::Text8 => "text8".into(),
             TextSource::File => format!("texts[{i}]"),
         }
     }
@@ -137,10 +143,13 @@ impl Stage {
 
     /// The model's source, and what to open: a `.gguf` file, or a folder in Hugging Face format. Verified.
     ///
-    /// Errors: `fetch` has not run, or a file is not what it was then.
+    /// Errors: `fetch`, or `pretrain`, has not run, or a file is not what it was then.
     pub fn model_input(&self, model: &ModelSource) -> Result<(Input, PathBuf)> {
-        let input = self.source_input(&model.source_name())?;
-        let files = input.paths("").iter().map(|path| input.file(path)).collect::<Result<Vec<_>>>()?;
+        let (input, folder) = match model.origin() {
+            ModelOrigin::Pretrained => (self.input("pretrain")?, "model/"),
+            _ => (self.source_input(&model.source_name())?, ""),
+        };
+        let files = input.paths(folder).iter().map(|path| input.file(path)).collect::<Result<Vec<_>>>()?;
         let gguf = files.iter().find(|file| file.extension().is_some_and(|extension| extension == "gguf"));
         let path = gguf.or(files.first()).with_context(|| format!("source {}: holds no files", input.name))?;
         let path = if gguf.is_some() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
@@ -157,6 +166,7 @@ mod tests {
     fn a_models_name_tells_where_it_comes_from() {
         let origin = |name: &str| ModelSource { name: name.into(), ..ModelSource::default() }.origin();
         assert_eq!(origin("smollm2-135m"), ModelOrigin::SmolLm2);
+        assert_eq!(origin("pretrained"), ModelOrigin::Pretrained);
         assert_eq!(origin("./models/mine.gguf"), ModelOrigin::Local);
         assert_eq!(origin("/models/mine"), ModelOrigin::Local);
         assert_eq!(origin("EleutherAI/pythia-70m-deduped"), ModelOrigin::Hub);

@@ -94,6 +94,23 @@ rows! {
 }
 
 rows! {
+    /// `pretrain/curve.parquet`: a row a logged step. Losses are means per token, in nats.
+    pub struct PretrainRow {
+        /// Steps done.
+        step: u64,
+        /// Tokens read so far.
+        tokens: u64,
+        /// Mean over the steps since the row before, with what dropout leaves.
+        train_loss: f64,
+        /// Where it was measured.
+        validation_loss: Option<f64>,
+        lr: f64,
+        /// Of the step's gradient, before it was cut.
+        grad_norm: f64,
+    }
+}
+
+rows! {
     /// `train/SAE/curve.parquet`: a row a logged step. Losses are means per token, in normalised units.
     pub struct CurveRow {
         step: u64,

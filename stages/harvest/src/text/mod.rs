@@ -4,7 +4,6 @@
 //! tokens, so that memory does not grow with the texts.
 
 mod contexts;
-mod documents;
 mod forward;
 pub(crate) mod hooks;
 mod quota;

@@ -6,9 +6,9 @@ use artifact::random::stream;
 use artifact::stage::Input;
 use lm::Tokenizer;
 use rand::seq::SliceRandom;
+use texts::Documents;
 
 use super::contexts::{self, Piece};
-use super::documents::Documents;
 use super::quota::{Quota, keep_first};
 use crate::dataset::Split;
 

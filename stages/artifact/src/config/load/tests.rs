@@ -409,3 +409,45 @@ fn a_pipeline_may_do_nothing_but_compare() {
     check("reference: ''", "report.reference is empty");
     assert!(error_of("report: {beside: []}\n").contains("source needs exactly one"));
 }
+
+#[test]
+fn a_model_that_is_trained_here_is_checked_before_it_is_trained() {
+    let pipeline = |model: &str, rest: &str| {
+        format!(
+            "source: {{model: {{{model}}}}}\nharvest: {{hook: blocks.1.hook_resid_post, context_length: 64}}\n\
+             train: {{saes: [{{name: a, arch: topk, n_fine: 64}}]}}\n{rest}\n"
+        )
+    };
+    let defaults = parse(&pipeline("name: pretrained", "")).unwrap();
+    assert_eq!(defaults.pretrained().map(|pretrain| pretrain.d_model), Some(384));
+    let own = parse(&pipeline("name: pretrained", "pretrain: {n_layers: 2, sample: {n_tokens: 0}}")).unwrap();
+    assert_eq!(own.pretrained().map(|pretrain| pretrain.n_layers), Some(2));
+    assert_eq!(parse(&pipeline("name: ./model", "")).unwrap().pretrained(), None);
+    assert_refused(
+        |keys| pipeline("name: pretrained", &format!("pretrain: {{{keys}}}")),
+        &[
+            ("n_heads: 5", "pretrain.d_model = 384 does not divide into n_heads = 5"),
+            ("n_heads: 0", "pretrain.n_heads = 0 must be at least 1"),
+            ("context_length: 32", "harvest.context_length = 64 exceeds pretrain.context_length = 32"),
+            ("n_layers: 1", "harvest reads blocks.1.hook_resid_post, but pretrain.n_layers = 1"),
+            ("dropout: 1.0", "pretrain.dropout = 1 must lie in [0, 1)"),
+            ("dropout: .nan", "pretrain.dropout = NaN"),
+            ("lr: 1e-5", "pretrain.lr_min = 0.0001 exceeds lr = 0.00001"),
+            ("warmup_steps: 5000", "pretrain.warmup_steps = 5000 leaves none of n_steps = 5000"),
+            ("validation_fraction: 0.0", "pretrain.validation_fraction = 0 must lie between 0 and 1"),
+            ("eval_every: 0", "pretrain.eval_every = 0"),
+            ("sample: {temperature: 0.0}", "pretrain.sample.temperature = 0 must be a positive number"),
+            ("sample: {prompt: ''}", "pretrain.sample.prompt is empty"),
+            ("n_layer: 3", "n_layer"),
+        ],
+    );
+    assert_refused(
+        |model| pipeline(model, "pretrain: {n_layers: 2}"),
+        &[
+            ("name: ./model", "pretrain has no meaning with source.model.name = ./model"),
+            ("name: pretrained, revision: abc", "source.model.revision has no meaning with name: pretrained"),
+        ],
+    );
+    let error = error_of(&pipeline("name: pretrained, texts: [{from: text8, bytes_per_document: 5}]", ""));
+    assert!(error.contains("source.model.texts[0].bytes_per_document = 5 must be at least 100"), "{error}");
+}

@@ -89,8 +89,8 @@ mod avx512 {
     use super::super::lanes;
     use super::{OUTPUTS, PANEL, TILE};
 
-    /// Pairs of a group's weights that stay in the first cache while all rows go past: 16 KiB.
-    const PAIRS_IN_CACHE: usize = 128;
+    /// Pairs of a group's weights that stay in the first cache while all rows go past: 24 KiB.
+    const PAIRS_IN_CACHE: usize = 192;
 
     pub(super) fn is_available() -> bool {
         std::arch::is_x86_feature_detected!("avx512bf16") && std::arch::is_x86_feature_detected!("avx512f")

@@ -191,8 +191,8 @@ mod avx512 {
     use super::super::lanes;
     use super::{BLOCK, Int8Weights, OUTPUTS, PANEL, Rows, TILE, WORDS};
 
-    /// Blocks of a group's weights that stay in the first cache while all rows go past: 16 KiB.
-    const BLOCKS_IN_CACHE: usize = 8;
+    /// Blocks of a group's weights that stay in the first cache while all rows go past: 24 KiB.
+    const BLOCKS_IN_CACHE: usize = 12;
 
     pub(super) fn is_available() -> bool {
         std::arch::is_x86_feature_detected!("avx512vnni") && std::arch::is_x86_feature_detected!("avx512f")

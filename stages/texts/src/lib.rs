@@ -1,4 +1,4 @@
-//! Texts as documents that can be read in any order.
+//! Texts as documents that can be read in any order: what `pretrain` learns from and `harvest` reads.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
@@ -11,13 +11,13 @@ use artifact::tables::read_text_column;
 use wordnet::Synset;
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Document {
+pub struct Document {
     /// Within its source: a synset, a speech, a file.
-    pub(super) name: String,
-    pub(super) text: String,
+    pub name: String,
+    pub text: String,
 }
 
-pub(super) enum Documents {
+pub enum Documents {
     Held(Vec<Document>),
     /// One document a file.
     Files(Vec<PathBuf>),
@@ -31,11 +31,16 @@ pub(super) enum Documents {
 
 impl Documents {
     /// Errors: a file is not what was fetched, or not what its name says.
-    pub(super) fn open(input: &Input, text: &Text) -> Result<Self> {
+    pub fn open(input: &Input, text: &Text) -> Result<Self> {
         let documents = match text.from {
             TextSource::Wordnet => Self::Held(glosses(&input.file(wordnet::NOUNS)?)?),
             TextSource::StateOfTheUnion => Self::Files(files(input, "speeches/")?),
+            TextSource::Shakespeare | TextSource::Enwik8 | TextSource::Text8 => Self::Files(files(input, "texts/")?),
             TextSource::File => Self::open_local(input, text)?,
+        };
+        let documents = match text.bytes_per_document {
+            Some(n_bytes) => documents.cut(n_bytes as usize)?,
+            None => documents,
         };
         ensure!(documents.len() > 0, "holds no documents");
         Ok(documents)
@@ -62,7 +67,19 @@ impl Documents {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// Documents of about `n_bytes`, all of them in memory.
+    fn cut(self, n_bytes: usize) -> Result<Self> {
+        let mut held = Vec::new();
+        for i in 0..self.len() {
+            let Document { name, text } = self.read(i)?;
+            let pieces = cut(&text, n_bytes).into_iter().enumerate();
+            held.extend(pieces.map(|(part, text)| Document { name: format!("{name} part {part}"), text: text.into() }));
+        }
+        Ok(Self::Held(held))
+    }
+
+    #[expect(clippy::len_without_is_empty, reason = "a text without documents is refused when it is opened")]
+    pub fn len(&self) -> usize {
         match self {
             Self::Held(documents) => documents.len(),
             Self::Files(files) => files.len(),
@@ -71,7 +88,7 @@ impl Documents {
     }
 
     /// Errors: the document cannot be read, or is not UTF-8 (file and line are named).
-    pub(super) fn read(&self, i: usize) -> Result<Document> {
+    pub fn read(&self, i: usize) -> Result<Document> {
         match self {
             Self::Held(documents) => Ok(documents[i].clone()),
             Self::Files(files) => {
@@ -87,6 +104,23 @@ impl Documents {
             }
         }
     }
+}
+
+/// Cuts a text behind the first end of a line from `n_bytes` on, or of a word if the line goes on for as long again;
+/// what has neither is cut all the same.
+fn cut(text: &str, n_bytes: usize) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while rest.len() > n_bytes {
+        let (from, to) = (rest.floor_char_boundary(n_bytes), rest.floor_char_boundary(2 * n_bytes));
+        let place = rest[from..to].find('\n').or_else(|| rest[from..to].find(char::is_whitespace));
+        let end = place.map_or(to, |place| rest.ceil_char_boundary(from + place + 1));
+        pieces.push(&rest[..end]);
+        rest = &rest[end..];
+    }
+    pieces.push(rest);
+    pieces.retain(|piece| !piece.is_empty());
+    pieces
 }
 
 /// WordNet's glosses, examples included, one synset each, named by its offset.
@@ -136,6 +170,17 @@ fn file_name(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_large_document_is_cut_at_lines_or_else_at_words() {
+        assert_eq!(cut("one\ntwo\nthree\nfour", 6), ["one\ntwo\n", "three\nfour"]);
+        assert_eq!(cut("one two three four", 6), ["one two ", "three four"]);
+        assert_eq!(cut("ünbrøken", 3), ["ünbr", "øken"]);
+        assert_eq!(cut("short", 100), ["short"]);
+        assert!(cut("", 100).is_empty());
+        let text = "täglich ein wenig\n".repeat(40);
+        assert_eq!(cut(&text, 50).concat(), text);
+    }
 
     #[test]
     fn glosses_come_without_the_licence_and_the_pointers() {

@@ -1,0 +1,74 @@
+//! A model as files in Hugging Face format: GPT-2 with biases of zero, which `lm`, `transformers` and others read.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+use crate::shape::Shape;
+use crate::vocabulary::Vocabulary;
+
+/// The files of a model's folder, by their names.
+pub fn files(shape: &Shape, weights: &[f32], vocabulary: &Vocabulary) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    Ok(vec![
+        ("config.json", text(&config(shape, vocabulary))?),
+        ("model.safetensors", tensors(shape, weights)?),
+        ("tokenizer.json", text(&vocabulary.tokenizer_json())?),
+        ("tokenizer_config.json", text(&tokenizer_config(shape, vocabulary))?),
+    ])
+}
+
+fn text(value: &Value) -> Result<Vec<u8>> {
+    Ok(format!("{}\n", serde_json::to_string_pretty(value)?).into_bytes())
+}
+
+fn config(shape: &Shape, vocabulary: &Vocabulary) -> Value {
+    json!({
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "n_embd": shape.d_model,
+        "n_head": shape.n_heads,
+        "n_layer": shape.n_layers,
+        "n_positions": shape.context_length,
+        "vocab_size": shape.n_vocab,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": true,
+        "bos_token_id": vocabulary.separator(),
+        "eos_token_id": vocabulary.separator(),
+        "torch_dtype": "float32",
+    })
+}
+
+/// The class that reads `tokenizer.json` as it is.
+fn tokenizer_config(shape: &Shape, vocabulary: &Vocabulary) -> Value {
+    json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": shape.context_length,
+        "clean_up_tokenization_spaces": false,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "separator": vocabulary.decode(&[vocabulary.separator()]),
+    })
+}
+
+fn tensors(shape: &Shape, weights: &[f32]) -> Result<Vec<u8>> {
+    let mut values: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    for parameter in shape.parameters() {
+        let name = format!("transformer.{}", parameter.name);
+        if let Some(layer) = name.strip_suffix(".weight").filter(|_| name.contains(".h.") || name.contains(".ln_f.")) {
+            let width = parameter.shape[parameter.shape.len() - 1];
+            values.insert(format!("{layer}.bias"), (vec![width], vec![0; 4 * width]));
+        }
+        values.insert(name, (parameter.shape, bytes(&weights[parameter.place])));
+    }
+    let views = values
+        .iter()
+        .map(|(name, (shape, bytes))| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
+    let views = views.collect::<Result<Vec<_>>>()?;
+    // transformers asks which library the tensors are for.
+    let about = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    Ok(safetensors::serialize(views, Some(about))?)
+}

@@ -1,0 +1,252 @@
+//! The forward and the backward pass of a group of contexts on one thread. All that the backward pass needs is kept in
+//! buffers that live as long as the training: fresh memory costs a page fault for every 4 KiB.
+//!
+//! A layer norm's gain is a factor on the rows of the matrix behind it, so the passes know no gains: they work with
+//! matrices that have them multiplied in, once per step, and `scaled` takes the gradients apart again.
+
+use super::attention::{self, Heads};
+use super::scaled::{Gradients, Scaled};
+use crate::kernels::{Dropout, cross_entropy, gelu, gelu_back, normalise, normalise_back};
+use crate::product::{Mat, Onto, multiply};
+use crate::shape::Shape;
+
+/// Tokens in a group, if contexts are shorter: enough for products to run at their full speed, few enough for the
+/// second-level cache. Fixed, since sums depend on it.
+const TOKENS_PER_GROUP: usize = 512;
+
+/// Contexts that go through the passes together.
+pub(super) fn contexts_per_group(length: usize) -> usize {
+    (TOKENS_PER_GROUP / length).max(1)
+}
+
+/// Whether and how values are dropped in one pass of one group: a key for each place in the model that drops.
+pub(crate) struct Drops {
+    pub(crate) probability: f32,
+    /// The embedding's, then three of each block: attention weights, attention's output, the feed-forward part's output.
+    pub(crate) keys: Vec<u32>,
+}
+
+impl Drops {
+    pub(crate) fn n_keys(shape: &Shape) -> usize {
+        1 + 3 * shape.n_layers
+    }
+
+    fn embedding(&self) -> Option<Dropout> {
+        Dropout::new(self.probability, *self.keys.first()?)
+    }
+
+    fn of_block(&self, block: usize) -> [Option<Dropout>; 3] {
+        std::array::from_fn(|i| Dropout::new(self.probability, *self.keys.get(1 + 3 * block + i)?))
+    }
+}
+
+/// What a block keeps for its backward pass. n tokens.
+struct Kept {
+    attn_normed: Vec<f32>, // [n, d]
+    attn_scale: Vec<f32>,  // [n]
+    qkv: Vec<f32>,         // [n, 3d]
+    weights: Vec<f32>,     // [contexts, heads, length, length]
+    attended: Vec<f32>,    // [n, d]
+    ffn_normed: Vec<f32>,  // [n, d]
+    ffn_scale: Vec<f32>,   // [n]
+    up: Vec<f32>,          // [n, 4d]
+    activation: Vec<f32>,  // [n, 4d]
+}
+
+/// The room that passes need.
+pub(super) struct Room {
+    blocks: Vec<Kept>,
+    residual: Vec<f32>,   // [n, d]
+    normed: Vec<f32>,     // [n, d]
+    norm_scale: Vec<f32>, // [n]
+    logits: Vec<f32>,     // [n, n_vocab]
+    wide: Vec<f32>,       // [n, 4d]
+    narrow: Vec<f32>,     // [n, d]
+    d_residual: Vec<f32>, // [n, d]
+    grads: Vec<f32>,      // one block of attention
+    dropped: Vec<f32>,    // the same
+}
+
+impl Room {
+    /// For groups of up to `n_contexts` contexts of `length` tokens.
+    pub(super) fn new(shape: &Shape, n_contexts: usize, length: usize) -> Self {
+        let n = n_contexts * length;
+        let zeros = |width: usize| vec![0f32; n * width];
+        let d = shape.d_model;
+        let block = || Kept {
+            attn_normed: zeros(d),
+            attn_scale: zeros(1),
+            qkv: zeros(3 * d),
+            weights: zeros(shape.n_heads * length),
+            attended: zeros(d),
+            ffn_normed: zeros(d),
+            ffn_scale: zeros(1),
+            up: zeros(4 * d),
+            activation: zeros(4 * d),
+        };
+        Self {
+            blocks: (0..shape.n_layers).map(|_| block()).collect(),
+            residual: zeros(d),
+            normed: zeros(d),
+            norm_scale: zeros(1),
+            logits: zeros(shape.n_vocab),
+            wide: zeros(4 * d),
+            narrow: zeros(d),
+            d_residual: zeros(d),
+            grads: vec![0.0; attention::block_room(length)],
+            dropped: vec![0.0; attention::block_room(length)],
+        }
+    }
+
+    /// The passes of one group. Returns the sum of the losses, in nats; gradients, multiplied by `scale`, are added to
+    /// `grads`, if they are wanted.
+    /// Shapes: inputs [contexts · length], targets the same.
+    pub(super) fn run(
+        &mut self,
+        scaled: &Scaled<'_>,
+        length: usize,
+        (inputs, targets): (&[u32], &[u32]),
+        drops: &Drops,
+        scale: f32,
+        grads: Option<&mut Gradients>,
+    ) -> f64 {
+        self.forward(scaled, length, inputs, drops);
+        let (shape, n) = (scaled.shape, inputs.len());
+        let (d, n_vocab) = (shape.d_model, shape.n_vocab);
+        let logits = &mut self.logits[..n * n_vocab];
+        let loss = cross_entropy(logits, targets, scale);
+        if let Some(grads) = grads {
+            self.backward(scaled, length, inputs, drops, grads);
+        }
+        debug_assert_eq!(self.residual.len() % d, 0);
+        loss
+    }
+
+    /// Leaves the logits in `logits`.
+    fn forward(&mut self, scaled: &Scaled<'_>, length: usize, inputs: &[u32], drops: &Drops) {
+        let (shape, n) = (scaled.shape, inputs.len());
+        let (d, n_vocab) = (shape.d_model, shape.n_vocab);
+        let heads = Heads { n_heads: shape.n_heads, d_head: shape.d_head(), length };
+        let residual = &mut self.residual[..n * d];
+        embed(scaled, length, inputs, residual);
+        if let Some(dropout) = drops.embedding() {
+            dropout.apply(residual, 0);
+        }
+        for (i, kept) in self.blocks.iter_mut().enumerate() {
+            let (block, [drop_weights, drop_attended, drop_ffn]) = (scaled.block(i), drops.of_block(i));
+            normalise(residual, &mut kept.attn_normed[..n * d], &mut kept.attn_scale[..n]);
+            let normed = Mat::rows(&kept.attn_normed, d);
+            multiply((n, d, 3 * d), 1.0, normed, Mat::rows(&block.qkv, 3 * d), Onto::Nothing, &mut kept.qkv, 3 * d);
+            let attended = &mut kept.attended[..n * d];
+            attention::forward(heads, &kept.qkv, drop_weights, &mut kept.weights, &mut self.dropped, attended);
+            let attended = (&kept.attended[..n * d], block.attn_out);
+            add_product(attended, d, drop_attended, &mut self.narrow, residual);
+
+            normalise(residual, &mut kept.ffn_normed[..n * d], &mut kept.ffn_scale[..n]);
+            let normed = Mat::rows(&kept.ffn_normed, d);
+            multiply((n, d, 4 * d), 1.0, normed, Mat::rows(&block.up, 4 * d), Onto::Nothing, &mut kept.up, 4 * d);
+            gelu(&kept.up[..n * 4 * d], &mut kept.activation);
+            add_product((&kept.activation[..n * 4 * d], block.down), d, drop_ffn, &mut self.narrow, residual);
+        }
+        normalise(residual, &mut self.normed[..n * d], &mut self.norm_scale[..n]);
+        let unembedding = Mat::rows(&scaled.unembedding, d).transposed();
+        let logits = &mut self.logits;
+        multiply((n, d, n_vocab), 1.0, Mat::rows(&self.normed, d), unembedding, Onto::Nothing, logits, n_vocab);
+    }
+
+    /// From the gradient by the logits, in `logits`.
+    fn backward(&mut self, scaled: &Scaled<'_>, length: usize, inputs: &[u32], drops: &Drops, grads: &mut Gradients) {
+        let (shape, n) = (scaled.shape, inputs.len());
+        let (d, n_vocab) = (shape.d_model, shape.n_vocab);
+        let heads = Heads { n_heads: shape.n_heads, d_head: shape.d_head(), length };
+        let d_residual = &mut self.d_residual[..n * d];
+        let (d_logits, narrow) = (Mat::rows(&self.logits, n_vocab), &mut self.narrow);
+        let normed = Mat::rows(&self.normed, d);
+        multiply((n_vocab, n, d), 1.0, d_logits.transposed(), normed, Onto::Sum, &mut grads.unembedding, d);
+        multiply((n, n_vocab, d), 1.0, d_logits, Mat::rows(&scaled.unembedding, d), Onto::Nothing, narrow, d);
+        normalise_back(&narrow[..n * d], &self.normed[..n * d], &self.norm_scale[..n], true, d_residual);
+
+        for (i, kept) in self.blocks.iter().enumerate().rev() {
+            let (block, [drop_weights, drop_attended, drop_ffn]) = (scaled.block(i), drops.of_block(i));
+            let (places, [qkv, attn_out, up, down]) = (shape.block(i), &block.transposed);
+            let wide = &mut self.wide;
+            // The feed-forward part.
+            let d_out = Mat::rows(dropped(drop_ffn, d_residual, &mut self.narrow), d);
+            let (activation, d_down) = (Mat::rows(&kept.activation, 4 * d), &mut grads.values[places.down]);
+            multiply((4 * d, n, d), 1.0, activation.transposed(), d_out, Onto::Sum, d_down, d);
+            multiply((n, d, 4 * d), 1.0, d_out, Mat::rows(down, 4 * d), Onto::Nothing, wide, 4 * d);
+            gelu_back(&kept.up[..n * 4 * d], &mut wide[..n * 4 * d]);
+            let (d_wide, normed) = (Mat::rows(wide, 4 * d), Mat::rows(&kept.ffn_normed, d));
+            multiply((d, n, 4 * d), 1.0, normed.transposed(), d_wide, Onto::Sum, &mut grads.values[places.up], 4 * d);
+            let (up, narrow) = (Mat::rows(up, d), &mut self.narrow);
+            multiply((n, 4 * d, d), 1.0, d_wide, up, Onto::Nothing, narrow, d);
+            normalise_back(&narrow[..n * d], &kept.ffn_normed[..n * d], &kept.ffn_scale[..n], false, d_residual);
+            // Attention.
+            let d_out = Mat::rows(dropped(drop_attended, d_residual, &mut self.narrow), d);
+            let (attended, d_attn_out) = (Mat::rows(&kept.attended, d), &mut grads.values[places.attn_out]);
+            multiply((d, n, d), 1.0, attended.transposed(), d_out, Onto::Sum, d_attn_out, d);
+            let (d_attended, d_qkv) = self.wide.split_at_mut(n * d);
+            multiply((n, d, d), 1.0, d_out, Mat::rows(attn_out, d), Onto::Nothing, d_attended, d);
+            let (room, dropped) = (&mut self.grads, &mut self.dropped);
+            attention::backward(heads, &kept.qkv, &kept.weights, drop_weights, d_attended, room, dropped, d_qkv);
+            let (d_qkv, normed) = (Mat::rows(d_qkv, 3 * d), Mat::rows(&kept.attn_normed, d));
+            multiply((d, n, 3 * d), 1.0, normed.transposed(), d_qkv, Onto::Sum, &mut grads.values[places.qkv], 3 * d);
+            let (qkv, narrow) = (Mat::rows(qkv, d), &mut self.narrow);
+            multiply((n, 3 * d, d), 1.0, d_qkv, qkv, Onto::Nothing, narrow, d);
+            normalise_back(&narrow[..n * d], &kept.attn_normed[..n * d], &kept.attn_scale[..n], false, d_residual);
+        }
+        if let Some(dropout) = drops.embedding() {
+            dropout.apply(d_residual, 0);
+        }
+        embed_back(shape, length, inputs, d_residual, grads);
+    }
+}
+
+/// residual += dropped(values · matrix). Shapes: values [n, k], matrix [k, d], residual [n, d].
+fn add_product(
+    (values, matrix): (&[f32], &[f32]),
+    d: usize,
+    dropout: Option<Dropout>,
+    room: &mut [f32],
+    residual: &mut [f32],
+) {
+    let (n, k) = (residual.len() / d, matrix.len() / d);
+    let (values, matrix) = (Mat::rows(values, k), Mat::rows(matrix, d));
+    match dropout {
+        None => multiply((n, k, d), 1.0, values, matrix, Onto::Sum, residual, d),
+        Some(dropout) => {
+            multiply((n, k, d), 1.0, values, matrix, Onto::Nothing, room, d);
+            dropout.add(&room[..n * d], 0, residual);
+        }
+    }
+}
+
+/// The gradient behind dropout; the same vector where nothing is dropped.
+fn dropped<'a>(dropout: Option<Dropout>, grad: &'a [f32], room: &'a mut [f32]) -> &'a [f32] {
+    match dropout {
+        None => grad,
+        Some(dropout) => {
+            dropout.copy(grad, 0, room);
+            room
+        }
+    }
+}
+
+/// Token and position. Shapes: inputs [n] → out [n, d].
+fn embed(scaled: &Scaled<'_>, length: usize, inputs: &[u32], out: &mut [f32]) {
+    let d = scaled.shape.d_model;
+    for (i, (out, &token)) in out.chunks_exact_mut(d).zip(inputs).enumerate() {
+        let rows = scaled.embedding[token as usize * d..].iter().zip(&scaled.positions[i % length * d..]);
+        out.iter_mut().zip(rows).for_each(|(out, (token, position))| *out = token + position);
+    }
+}
+
+fn embed_back(shape: &Shape, length: usize, inputs: &[u32], d_residual: &[f32], grads: &mut Gradients) {
+    let d = shape.d_model;
+    let (embedding, positions) = grads.values.split_at_mut(shape.positions().start);
+    for (i, (grad, &token)) in d_residual.chunks_exact(d).zip(inputs).enumerate() {
+        let (row, position) = (token as usize * d, i % length * d);
+        embedding[row..row + d].iter_mut().zip(grad).for_each(|(sum, grad)| *sum += grad);
+        positions[position..position + d].iter_mut().zip(grad).for_each(|(sum, grad)| *sum += grad);
+    }
+}

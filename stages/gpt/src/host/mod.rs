@@ -1,0 +1,119 @@
+//! The model on the CPU: forward and backward pass by hand, on slices. A batch is cut into shards, whatever the number of
+//! threads; a shard is one thread's from its first context to its gradients, and these are added in the order of shards.
+
+mod attention;
+mod group;
+mod scaled;
+
+use artifact::random::stream;
+use rand::Rng;
+use rayon::prelude::*;
+
+use crate::kernels::{add, sum_of_squares};
+use crate::shape::Shape;
+use group::{Drops, Room, contexts_per_group};
+use scaled::{Gradients, Scaled};
+
+/// A batch has so many shards, if it has as many contexts: what threads beyond them would find nothing to do. Each has
+/// gradients of its own. Fixed, since sums depend on it.
+const N_SHARDS: usize = 8;
+/// Gradients are folded, and weights updated, in pieces of so many values.
+pub(crate) const PIECE: usize = 16_384;
+
+/// Which values a step drops.
+#[derive(Clone, Copy, Debug)]
+pub struct DropoutOf {
+    pub probability: f32,
+    pub seed: u64,
+    pub step: u64,
+}
+
+/// Room and gradients of each shard, for contexts of one length.
+pub struct HostPass {
+    shape: Shape,
+    length: usize,
+    shards: Vec<Shard>,
+}
+
+struct Shard {
+    room: Room,
+    grads: Gradients,
+}
+
+/// What a batch comes to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// Mean over the tokens, in nats.
+    pub loss: f64,
+    /// Of the gradient: Σ of its squares.
+    pub sum_of_squares: f64,
+}
+
+impl HostPass {
+    /// For batches of any number of contexts of `length` tokens.
+    pub fn new(shape: Shape, length: usize) -> Self {
+        let shard =
+            || Shard { room: Room::new(&shape, contexts_per_group(length), length), grads: Gradients::zeros(&shape) };
+        Self { shape, length, shards: (0..N_SHARDS).map(|_| shard()).collect() }
+    }
+
+    /// Loss and gradient of a batch. Shapes: inputs and targets [contexts · length].
+    pub fn train(&mut self, weights: &[f32], batch: (&[u32], &[u32]), dropout: Option<DropoutOf>) -> Outcome {
+        let loss = self.run(weights, batch, dropout, true);
+        let (first, others) = self.shards.split_first_mut().expect("there are shards");
+        fold(&mut first.grads.values, others.iter().map(|shard| &shard.grads.values));
+        fold(&mut first.grads.unembedding, others.iter().map(|shard| &shard.grads.unembedding));
+        first.grads.take_apart(&self.shape, weights);
+        let sums: Vec<f64> = first.grads.values.par_chunks(PIECE).map(sum_of_squares).collect();
+        Outcome { loss, sum_of_squares: sums.iter().sum() }
+    }
+
+    /// Mean loss of a batch, in nats, nothing dropped.
+    pub fn loss(&mut self, weights: &[f32], batch: (&[u32], &[u32])) -> f64 {
+        self.run(weights, batch, None, false)
+    }
+
+    /// Of the last batch that was trained on, in the order of the parameters.
+    pub fn gradient(&self) -> &[f32] {
+        &self.shards[0].grads.values
+    }
+
+    fn run(&mut self, weights: &[f32], batch: (&[u32], &[u32]), dropout: Option<DropoutOf>, is_training: bool) -> f64 {
+        let (inputs, targets) = batch;
+        let (shape, length) = (&self.shape, self.length);
+        let n_contexts = inputs.len() / length;
+        assert!(inputs.len() == targets.len() && inputs.len() == n_contexts * length, "whole contexts");
+        let scaled = Scaled::new(shape, weights, is_training);
+        let scale = 1.0 / inputs.len() as f32;
+        let pass = |(i, shard): (usize, &mut Shard)| {
+            let end = |i: usize| i * n_contexts / N_SHARDS * length;
+            let of_shard = end(i)..end(i + 1);
+            let mut keys = dropout.map(|of| stream(of.seed, "pretrain/dropout", i as u64, of.step));
+            if is_training {
+                shard.grads.clear();
+            }
+            let group = contexts_per_group(length) * length;
+            let groups = inputs[of_shard.clone()].chunks(group).zip(targets[of_shard].chunks(group));
+            let mut sum = 0.0;
+            for group in groups {
+                let n_keys = Drops::n_keys(shape);
+                let keys = keys.iter_mut().flat_map(|keys| (0..n_keys).map(|_| keys.next_u32())).collect();
+                let drops = Drops { probability: dropout.map_or(0.0, |of| of.probability), keys };
+                let grads = is_training.then_some(&mut shard.grads);
+                sum += shard.room.run(&scaled, length, group, &drops, scale, grads);
+            }
+            sum
+        };
+        let sums: Vec<f64> = self.shards.par_iter_mut().enumerate().map(pass).collect();
+        sums.iter().sum::<f64>() / inputs.len() as f64
+    }
+}
+
+/// Adds the others to the first, in their order.
+fn fold<'a>(first: &mut [f32], others: impl Iterator<Item = &'a Vec<f32>>) {
+    let others: Vec<&Vec<f32>> = others.collect();
+    first.par_chunks_mut(PIECE).enumerate().for_each(|(i, sum)| {
+        let place = i * PIECE..i * PIECE + sum.len();
+        others.iter().for_each(|other| add(sum, &other[place.clone()]));
+    });
+}

@@ -1,0 +1,135 @@
+//! Texts → a small GPT on their characters, as a folder in Hugging Face format: the pipeline's language model where none is
+//! fetched. Only for `source.model.name: pretrained`.
+
+mod corpus;
+mod training;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use artifact::config::{ModelSource, Pretrain, Text};
+use artifact::random::stream;
+use artifact::stage::{GpuSupport, Input, Stage, Task, main_of_with_gpu};
+use artifact::tables::write_rows;
+use gpt::Sampling;
+use serde_json::{Value, json};
+use texts::Documents;
+
+use corpus::Corpus;
+use training::{SAMPLE, Trained, train};
+
+/// Raised when the same texts and configuration come to give another model.
+const RECIPE: u32 = 1;
+
+/// What `Stage::device` calls a GPU.
+const GPU: &str = "cuda";
+
+fn main() -> ExitCode {
+    let gpu = GpuSupport { is_compiled_in: gpt::HAS_CUDA, find: || gpt::cuda().map(drop) };
+    main_of_with_gpu("pretrain", "Trains a small language model on the pipeline's texts, where it names none", gpu, run)
+}
+
+fn run(stage: &Stage) -> Result<()> {
+    ensure!(stage.args.shard.is_none(), "--shard: pretrain does not split its work; leave it out");
+    let (Some(config), Some(model)) = (stage.pipeline.pretrained(), &stage.pipeline.source.model) else {
+        return publish_nothing(stage);
+    };
+    let inputs = model.texts.iter().enumerate().map(|(i, text)| stage.source_input(&text.source_name(i)));
+    let inputs = inputs.collect::<Result<Vec<_>>>()?;
+    let key = key(&config, model)?;
+    let Some(mut task) = stage.task("pretrain", RECIPE, key, &inputs.iter().collect::<Vec<_>>())? else {
+        return Ok(());
+    };
+    let documents = open(&model.texts, &inputs)?;
+    let corpus = Corpus::read(&documents, config.validation_fraction, config.context_length)?;
+    drop(documents);
+    let prompt = prompt(&config, &corpus)?;
+    let trained = train(stage, &task, &config, &corpus)?;
+    publish(stage, &mut task, &config, &corpus, &trained)?;
+    write_sample(stage, &mut task, &config, &corpus, &trained, &prompt)?;
+    task.finish()?;
+    Ok(())
+}
+
+/// An empty folder with a manifest, so that `make` knows that the stage was here.
+fn publish_nothing(stage: &Stage) -> Result<()> {
+    let Some(task) = stage.task_with("pretrain", RECIPE, Value::Null, &[], 0, "cpu")? else { return Ok(()) };
+    stage.log.line("nothing to train: the pipeline's source is not source.model.name: pretrained");
+    task.finish()?;
+    Ok(())
+}
+
+/// What the model depends on. `checkpoint_every` is not among it, nor how much of a text the harvest reads.
+fn key(config: &Pretrain, model: &ModelSource) -> Result<Value> {
+    let mut of_training = serde_json::to_value(config)?;
+    let sample = of_training.as_object_mut().and_then(|config| {
+        config.remove("checkpoint_every");
+        config.remove("sample")
+    });
+    let text = |(i, text): (usize, &Text)| json!({"name": text.source_name(i), "column": text.column, "bytes_per_document": text.bytes_per_document});
+    let texts: Vec<Value> = model.texts.iter().enumerate().map(text).collect();
+    Ok(json!({"pretrain": of_training, "texts": texts, SAMPLE: sample}))
+}
+
+fn open(texts: &[Text], inputs: &[Input]) -> Result<Vec<Documents>> {
+    let open = |(i, (text, input)): (usize, (&Text, &Input))| {
+        Documents::open(input, text).with_context(|| format!("source.model.texts[{i}]"))
+    };
+    texts.iter().zip(inputs).enumerate().map(open).collect()
+}
+
+/// Errors: a character that the texts lack; better known before the training than after it.
+fn prompt(config: &Pretrain, corpus: &Corpus) -> Result<Vec<u32>> {
+    match &config.sample.prompt {
+        Some(prompt) => corpus.vocabulary.encode(prompt.as_bytes()).context("pretrain.sample.prompt"),
+        None => Ok(vec![corpus.vocabulary.separator()]),
+    }
+}
+
+fn publish(stage: &Stage, task: &mut Task, config: &Pretrain, corpus: &Corpus, trained: &Trained) -> Result<()> {
+    for (name, bytes) in gpt::files(&trained.shape, &trained.weights, &corpus.vocabulary)? {
+        task.write_bytes(&format!("model/{name}"), &bytes)?;
+    }
+    task.write("curve.parquet", |file| write_rows(file, &trained.curve))?;
+    let summary = json!({
+        "n_parameters": trained.shape.n_parameters(),
+        "n_vocab": trained.shape.n_vocab,
+        "n_train_tokens": corpus.n_train(),
+        "n_validation_tokens": corpus.n_validation(),
+        "n_steps": config.n_steps,
+        "best_step": trained.best_step,
+        "validation_loss_nats": trained.validation_loss,
+        "validation_loss_bits": trained.validation_loss / std::f64::consts::LN_2,
+    });
+    task.write_json("summary.json", &summary)?;
+    let message = format!(
+        "{} parameters, best after step {}: validation loss {:.4} nats a character, over all {} of them",
+        trained.shape.n_parameters(),
+        trained.best_step,
+        trained.validation_loss,
+        corpus.n_validation()
+    );
+    stage.log.event(&message, summary);
+    Ok(())
+}
+
+/// What the model goes on with, behind the prompt.
+fn write_sample(
+    stage: &Stage,
+    task: &mut Task,
+    config: &Pretrain,
+    corpus: &Corpus,
+    trained: &Trained,
+    prompt: &[u32],
+) -> Result<()> {
+    let &artifact::config::Sample { n_tokens, temperature, top_k, .. } = &config.sample;
+    let sampling = Sampling { temperature, top_k };
+    let mut random = stream(stage.pipeline.seed, "pretrain/sample", 0, 0);
+    let start = Instant::now();
+    let drawn = gpt::sample(&trained.shape, &trained.weights, prompt, n_tokens, sampling, &mut random)?;
+    let per_s = n_tokens as f64 / start.elapsed().as_secs_f64();
+    stage.log.event(&format!("wrote {n_tokens} tokens, {per_s:.0}/s"), json!({"n": n_tokens, "per_s": per_s}));
+    let text = corpus.vocabulary.decode(&[prompt, &drawn].concat());
+    task.write_bytes("samples.txt", format!("{text}\n").as_bytes())
+}
