@@ -29,8 +29,8 @@ CONFIGS := $(call chain,$(CONFIG),$(realpath $(CONFIG)))
 
 # Only where the pipeline trains its language model itself is there a stage that does. (One that turns out to be called for
 # nothing says so and publishes an empty folder.)
-PRETRAIN := $(if $(shell grep -lE "name: *['\"]?pretrained\b" $(CONFIGS) 2> /dev/null),pretrain)
-STAGES   := fetch $(PRETRAIN) harvest train recover probe report
+PRETRAIN := $(if $(shell grep -lE "name['\"]? *: *['\"]?pretrained\b" $(CONFIGS) 2> /dev/null),pretrain)
+STAGES   := fetch pretrain harvest train recover probe report
 
 .PHONY: all runs $(STAGES) status build hooks test bench repro clean clean-source help FORCE
 
@@ -73,7 +73,7 @@ again-%: $(BIN)/% ## run one stage even if it is up to date
 	@$(BIN)/$* $(FLAGS) --force
 
 status: build ## what is fresh, stale, missing or failed, and why (given what lies upstream now)
-	@for stage in $(STAGES); do $(BIN)/$$stage $(FLAGS) --status || true; done
+	@for stage in $(if $(PRETRAIN),$(STAGES),$(filter-out pretrain,$(STAGES))); do $(BIN)/$$stage $(FLAGS) --status || true; done
 
 hooks: all ## the same for each hook in harvest.also, whose datasets come from the same pass: into RUN@HOOK
 	@$(BIN)/harvest $(FLAGS)

@@ -114,7 +114,7 @@ fn what_cannot_be_trained_is_said_in_one_line() {
     std::fs::write(run.home().join("text.txt"), "to be or not to be").unwrap();
     run.expect("fetch", &[]);
     let message = run.expect_error("pretrain", &[]);
-    assert!(message.contains("source.model.texts hold 19 characters") && message.contains("too few"), "{message}");
+    assert!(message.contains("source.model.texts hold 18 characters") && message.contains("too few"), "{message}");
 }
 
 #[test]

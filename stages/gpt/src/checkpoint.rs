@@ -35,7 +35,7 @@ pub fn save(folder: &Path, key: &str, checkpoint: &Checkpoint) -> Result<()> {
     let views =
         bytes.iter().map(|(name, bytes)| Ok((*name, TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes)?)));
     let views = views.collect::<Result<Vec<_>>>()?;
-    let json = json!({"key": key, "step": state.step, "notes": notes});
+    let json = json!({"key": key, "step": state.step, "notes": notes, "sha256": digest(bytes.values())});
     let bytes = safetensors::serialize(views, Some(HashMap::from([(JSON_KEY.to_owned(), json.to_string())])))?;
 
     std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot make the folder", folder.display()))?;
@@ -47,15 +47,22 @@ pub fn save(folder: &Path, key: &str, checkpoint: &Checkpoint) -> Result<()> {
     std::fs::rename(&temporary, &path).with_context(|| format!("{}: cannot rename", temporary.display()))
 }
 
-/// The checkpoint of a training, if there is one of the same key; one of something else is passed over.
+/// The checkpoint of a training, if there is one of the same key; one of something else is passed over. `take` makes of it
+/// what goes on.
 ///
-/// Errors: the checkpoint is damaged.
-pub fn load(folder: &Path, key: &str, n_parameters: usize) -> Result<Option<Checkpoint>> {
+/// Errors: the checkpoint is damaged, or `take` says so.
+pub fn load<T>(
+    folder: &Path,
+    key: &str,
+    n_parameters: usize,
+    take: impl FnOnce(Checkpoint) -> Result<T>,
+) -> Result<Option<T>> {
     let path = folder.join(FILE_NAME);
     if !path.exists() {
         return Ok(None);
     }
     read(&path, key, n_parameters)
+        .and_then(|checkpoint| checkpoint.map(take).transpose())
         .with_context(|| format!("{}: damaged; delete it to train from the start", path.display()))
 }
 
@@ -77,9 +84,17 @@ fn read(path: &Path, key: &str, n_parameters: usize) -> Result<Option<Checkpoint
         );
         Ok(values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect::<Vec<f32>>())
     };
+    let names = ["best", "first", "second", "weights"];
+    let data = names.map(|name| tensors.tensor(name).map(|tensor| tensor.data().to_vec()).unwrap_or_default());
+    ensure!(json["sha256"] == digest(data.iter()), "its tensors are not those that were saved");
     let step = json["step"].as_u64().context("has no count `step`")?;
     let state = State { weights: vector("weights")?, first: vector("first")?, second: vector("second")?, step };
     Ok(Some(Checkpoint { state, best: vector("best")?, notes: json["notes"].clone() }))
+}
+
+/// Of tensors in the order of their names.
+fn digest<'a>(tensors: impl Iterator<Item = &'a Vec<u8>>) -> String {
+    artifact::digest::of_bytes(&tensors.flatten().copied().collect::<Vec<u8>>())
 }
 
 #[cfg(test)]
@@ -92,13 +107,24 @@ mod tests {
         let state = State { weights: vec![1.0, -0.1], first: vec![2.0, 3.0], second: vec![4.0, 5.0], step: 7 };
         let checkpoint = Checkpoint { state, best: vec![0.3, 0.4], notes: json!({"a": [0.1, null]}) };
         save(folder.path(), "this", &checkpoint).unwrap();
-        assert_eq!(load(folder.path(), "this", 2).unwrap(), Some(checkpoint));
-        assert_eq!(load(folder.path(), "another", 2).unwrap(), None);
-        assert_eq!(load(&folder.path().join("none"), "this", 2).unwrap(), None);
+        assert_eq!(load(folder.path(), "this", 2, Ok).unwrap(), Some(checkpoint));
+        assert_eq!(load(folder.path(), "another", 2, Ok).unwrap(), None);
+        assert_eq!(load(&folder.path().join("none"), "this", 2, Ok).unwrap(), None);
+        let refused = load(folder.path(), "this", 2, |_| -> Result<()> { anyhow::bail!("stands elsewhere") });
+        let error = format!("{:#}", refused.unwrap_err());
+        assert!(
+            error.ends_with("state.safetensors: damaged; delete it to train from the start: stands elsewhere"),
+            "{error}"
+        );
+        // Cut short, and with one bit of one weight turned over.
         let path = folder.path().join(FILE_NAME);
         let bytes = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
-        let error = format!("{:#}", load(folder.path(), "this", 2).unwrap_err());
-        assert!(error.contains("state.safetensors: damaged; delete it"), "{error}");
+        let mut turned = bytes.clone();
+        *turned.last_mut().unwrap() ^= 1;
+        for damaged in [&bytes[..bytes.len() - 3], &turned] {
+            std::fs::write(&path, damaged).unwrap();
+            let error = format!("{:#}", load(folder.path(), "this", 2, Ok).unwrap_err());
+            assert!(error.contains("state.safetensors: damaged; delete it"), "{error}");
+        }
     }
 }

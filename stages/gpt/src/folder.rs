@@ -37,7 +37,7 @@ fn config(shape: &Shape, vocabulary: &Vocabulary) -> Value {
         "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": true,
         "bos_token_id": vocabulary.separator(),
-        "eos_token_id": vocabulary.separator(),
+        "eos_token_id": null, // a line's end is no text's
         "torch_dtype": "float32",
     })
 }

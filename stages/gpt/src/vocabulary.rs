@@ -10,14 +10,19 @@ use serde_json::{Value, json};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vocabulary {
     bytes: Vec<u8>,
+    separator: u32,
 }
 
 impl Vocabulary {
-    /// Of the bytes that occur in a text.
-    pub fn of(text: &[u8]) -> Self {
+    /// Of the bytes that occur in a text, a part of which is trained on.
+    pub fn of(text: &[u8], trained_on: &[u8]) -> Self {
         let mut occurs = [false; 256];
         text.iter().for_each(|&byte| occurs[usize::from(byte)] = true);
-        Self { bytes: (0..=255).filter(|&byte| occurs[usize::from(byte)]).collect() }
+        let bytes: Vec<u8> = (0..=255).filter(|&byte| occurs[usize::from(byte)]).collect();
+        let separator = [b'\n', b' '].into_iter().find(|byte| trained_on.contains(byte));
+        let separator = separator.or(trained_on.first().copied()).unwrap_or_default();
+        let separator = bytes.iter().position(|&byte| byte == separator).unwrap_or_default() as u32;
+        Self { bytes, separator }
     }
 
     pub fn n_tokens(&self) -> usize {
@@ -48,11 +53,10 @@ impl Vocabulary {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// What stands in front of a context: the end of a line, or of a word where the text has no lines. The model has seen
-    /// either in front of everything, which it has not of a token of its own.
+    /// What stands in front of a context: the end of a line, or of a word where what is trained on has no lines. The model
+    /// has seen either in front of everything, which it has not of a token of its own.
     pub fn separator(&self) -> u32 {
-        let token = |byte: u8| self.bytes.iter().position(|&other| other == byte);
-        token(b'\n').or(token(b' ')).unwrap_or(0) as u32
+        self.separator
     }
 
     /// `tokenizer.json`: byte-level BPE, as GPT-2's, without a single merge.
@@ -100,7 +104,7 @@ mod tests {
     #[test]
     fn text_comes_back_and_what_never_occurred_is_named() {
         let text = "naïve café\n中文";
-        let vocabulary = Vocabulary::of(text.as_bytes());
+        let vocabulary = Vocabulary::of(text.as_bytes(), text.as_bytes());
         assert_eq!(vocabulary.decode(&vocabulary.encode(text.as_bytes()).unwrap()), text);
         let in_place = vocabulary.encode_in_place(text.as_bytes().to_vec());
         assert_eq!(
@@ -114,7 +118,7 @@ mod tests {
     #[test]
     fn the_separator_is_the_end_of_a_line_or_of_a_word() {
         for (text, separator) in [("a b\nc", "\n"), ("a b", " "), ("ab", "a")] {
-            let vocabulary = Vocabulary::of(text.as_bytes());
+            let vocabulary = Vocabulary::of(text.as_bytes(), text.as_bytes());
             assert_eq!(vocabulary.decode(&[vocabulary.separator()]), separator);
         }
     }

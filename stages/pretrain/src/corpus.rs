@@ -18,26 +18,27 @@ pub(crate) struct Corpus {
 }
 
 impl Corpus {
-    /// All documents of all texts, one after another. One that does not end with white space gets the end of a line.
+    /// All documents of all texts, one after another, with the end of a line between two of which the first does not end
+    /// with white space. A text that the harvest is to cut into documents is read whole.
     ///
     /// Errors: a document cannot be read, or there is too little text.
     pub(crate) fn read(texts: &[Documents], validation_fraction: f64, context_length: usize) -> Result<Self> {
         let mut text = Vec::new();
         for documents in texts {
             for i in 0..documents.len() {
-                text.extend(documents.read(i)?.text.into_bytes());
-                if !text.last().is_some_and(u8::is_ascii_whitespace) {
+                if text.last().is_some_and(|byte: &u8| !byte.is_ascii_whitespace()) {
                     text.push(b'\n');
                 }
+                text.extend(documents.read(i)?.text.into_bytes());
             }
         }
         Self::of(text, validation_fraction, context_length)
     }
 
     fn of(text: Vec<u8>, validation_fraction: f64, context_length: usize) -> Result<Self> {
-        let vocabulary = Vocabulary::of(&text);
         let n_validation = (text.len() as f64 * validation_fraction).round() as usize;
         let n_train = text.len() - n_validation;
+        let vocabulary = Vocabulary::of(&text, &text[..n_train]);
         ensure!(
             n_train.min(n_validation) > context_length,
             "source.model.texts hold {} characters, {n_train} to train on and {n_validation} for validation: too few for \
@@ -103,6 +104,18 @@ mod tests {
         assert_eq!((inputs.iter().min(), targets.iter().max()), (Some(&0), Some(&159)));
         assert_ne!(corpus.draw(4, 0, 3), corpus.draw(4, 0, 4));
         assert_eq!(corpus.draw(4, 0, 3), corpus.draw(4, 0, 3));
+    }
+
+    #[test]
+    fn what_stands_in_front_of_contexts_has_been_trained_on() {
+        let separator = |text: &str| {
+            let corpus = Corpus::of(text.as_bytes().to_vec(), 0.5, 4).unwrap();
+            corpus.vocabulary.decode(&[corpus.vocabulary.separator()])
+        };
+        assert_eq!(separator("one\nor two lines"), "\n");
+        assert_eq!(separator("no line at all, no"), " ");
+        assert_eq!(separator("a line that ends behind\nit"), " ");
+        assert_eq!(separator("a line behind what is trained on\n"), " ");
     }
 
     #[test]

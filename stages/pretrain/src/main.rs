@@ -54,8 +54,13 @@ fn run(stage: &Stage) -> Result<()> {
 
 /// An empty folder with a manifest, so that `make` knows that the stage was here.
 fn publish_nothing(stage: &Stage) -> Result<()> {
+    let nothing = "nothing to train: the pipeline's source is not source.model.name: pretrained";
+    if stage.input("pretrain").is_ok_and(|there| !there.manifest.key.config.is_null()) && !stage.args.status {
+        stage.log.line(format!("{nothing}; the model that is there stays"));
+        return Ok(());
+    }
     let Some(task) = stage.task_with("pretrain", RECIPE, Value::Null, &[], 0, "cpu")? else { return Ok(()) };
-    stage.log.line("nothing to train: the pipeline's source is not source.model.name: pretrained");
+    stage.log.line(nothing);
     task.finish()?;
     Ok(())
 }
@@ -67,14 +72,16 @@ fn key(config: &Pretrain, model: &ModelSource) -> Result<Value> {
         config.remove("checkpoint_every");
         config.remove("sample")
     });
-    let text = |(i, text): (usize, &Text)| json!({"name": text.source_name(i), "column": text.column, "bytes_per_document": text.bytes_per_document});
+    let text = |(i, text): (usize, &Text)| json!({"name": text.source_name(i), "column": text.column});
     let texts: Vec<Value> = model.texts.iter().enumerate().map(text).collect();
     Ok(json!({"pretrain": of_training, "texts": texts, SAMPLE: sample}))
 }
 
 fn open(texts: &[Text], inputs: &[Input]) -> Result<Vec<Documents>> {
     let open = |(i, (text, input)): (usize, (&Text, &Input))| {
-        Documents::open(input, text).with_context(|| format!("source.model.texts[{i}]"))
+        // Where the harvest cuts is no place for the end of a line.
+        let text = Text { bytes_per_document: None, ..text.clone() };
+        Documents::open(input, &text).with_context(|| format!("source.model.texts[{i}]"))
     };
     texts.iter().zip(inputs).enumerate().map(open).collect()
 }

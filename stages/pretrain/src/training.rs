@@ -39,8 +39,8 @@ pub(crate) fn train(stage: &Stage, task: &Task, config: &Pretrain, corpus: &Corp
     };
     let mut training = Training::start(stage, config, corpus, shape)?;
     let (folder, key) = (task.checkpoint_folder(), task.key_digest_without(SAMPLE));
-    if let Some(checkpoint) = checkpoint::load(&folder, &key, shape.n_parameters())? {
-        training.resume(checkpoint)?;
+    let resumed = checkpoint::load(&folder, &key, shape.n_parameters(), |checkpoint| training.resume(checkpoint))?;
+    if resumed.is_some() {
         stage.log.line(format!("going on from step {} of {}", training.step, config.n_steps));
     }
     let n_tokens = |n_steps: u64| n_steps * (config.batch_size * config.context_length) as u64;
@@ -110,14 +110,15 @@ impl<'a> Training<'a> {
     }
 
     fn resume(&mut self, checkpoint: Checkpoint) -> Result<()> {
-        let Checkpoint { state, best, mut notes } = checkpoint;
+        let Checkpoint { state, best, notes } = checkpoint;
+        ensure!(state.step < self.config.n_steps, "it stands at step {} of {}", state.step, self.config.n_steps);
         self.step = state.step;
         self.trainer.restore(state);
         self.best = best;
-        self.losses = serde_json::from_value(notes["losses"].take())?;
-        self.curve = serde_json::from_value(notes["curve"].take())?;
-        self.best_loss = serde_json::from_value(notes["best_loss"].take())?;
-        self.best_step = serde_json::from_value(notes["best_step"].take())?;
+        self.losses = serde_json::from_value(notes["losses"].clone())?;
+        self.curve = serde_json::from_value(notes["curve"].clone())?;
+        self.best_loss = serde_json::from_value(notes["best_loss"].clone())?;
+        self.best_step = serde_json::from_value(notes["best_step"].clone())?;
         Ok(())
     }
 
@@ -161,6 +162,7 @@ impl<'a> Training<'a> {
     }
 
     fn compare(&mut self, loss: f64) -> Result<()> {
+        ensure!(loss.is_finite(), "the validation loss after step {} is {loss}; set pretrain.lr to less", self.step);
         if self.best_loss.is_none_or(|best| loss < best) {
             (self.best_loss, self.best_step) = (Some(loss), self.step);
             self.best.copy_from_slice(&self.trainer.state()?.weights);

@@ -11,7 +11,7 @@ use super::{Pipeline, Source};
 pub(super) const PRETRAINED: &str = "pretrained";
 
 /// The model and its training. The defaults are the usual small GPT on characters: 10.7 million parameters, for a GPU, or
-/// for a day on two cores.
+/// for a night on two cores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pretrain {
@@ -53,7 +53,7 @@ pub struct Pretrain {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sample {
-    /// 0: it writes nothing.
+    /// 0: it writes nothing behind the prompt.
     pub n_tokens: usize,
     /// Logits are divided by this: below 1 the likely becomes likelier.
     pub temperature: f64,
@@ -143,7 +143,21 @@ fn told(source: &Source) -> String {
     }
 }
 
+/// A machine that has more trains no small model.
+const MOST_GIB: f64 = 64.0;
+
 impl Pretrain {
+    /// What training holds on the CPU: weights, moments and the best weights, gradients of each of eight shards, and what
+    /// each shard keeps of a pass, of 512 tokens or one context.
+    fn memory_gib(&self) -> f64 {
+        let [layers, heads, d, length] =
+            [self.n_layers, self.n_heads, self.d_model, self.context_length].map(|n| n as f64);
+        let parameters = 12.0 * layers * d * d + (256.0 + length) * d;
+        let tokens = length.max(512.0);
+        let kept = layers * tokens * (14.0 * d + heads * length);
+        4.0 * (4.0 * parameters + 8.0 * (parameters + kept)) / f64::from(1u32 << 30)
+    }
+
     fn validate(&self) -> Result<()> {
         at_least("pretrain.n_layers", self.n_layers, 1)?;
         at_least("pretrain.n_heads", self.n_heads, 1)?;
@@ -154,7 +168,7 @@ impl Pretrain {
             self.d_model,
             self.n_heads
         );
-        // Far beyond what is small, and sizes of tensors do not overflow.
+        // Far beyond what is small, and no size of a tensor overflows.
         for (key, value, most) in [
             ("n_layers", self.n_layers, 1000),
             ("d_model", self.d_model, 1 << 14),
@@ -164,6 +178,12 @@ impl Pretrain {
             ensure!(value <= most, "pretrain.{key} = {value} exceeds {most}");
         }
         at_least("pretrain.context_length", self.context_length, 2)?;
+        let gib = self.memory_gib();
+        ensure!(
+            gib <= MOST_GIB,
+            "pretrain: this training takes about {gib:.0} GiB of memory, and at most {MOST_GIB} are allowed: lower n_layers, \
+             d_model or context_length"
+        );
         at_least("pretrain.batch_size", self.batch_size, 1)?;
         ensure!((0.0..1.0).contains(&self.dropout), "pretrain.dropout = {} must lie in [0, 1)", self.dropout);
         ensure!(self.n_steps >= 1, "pretrain.n_steps = 0 must be at least 1");
@@ -176,6 +196,12 @@ impl Pretrain {
             self.warmup_steps,
             self.n_steps
         );
+        for (key, value) in
+            [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2), ("dropout", self.dropout)]
+        {
+            // Training computes in f32.
+            ensure!((value as f32) < 1.0, "pretrain.{key} = {value} is 1 when it is rounded to 32 bits");
+        }
         inside("pretrain.adam_beta1", self.adam_beta1, 0.0, 1.0)?;
         inside("pretrain.adam_beta2", self.adam_beta2, 0.0, 1.0)?;
         not_negative("pretrain.weight_decay", self.weight_decay)?;

@@ -207,6 +207,25 @@ impl Stage {
         self.begin(run, folder, &name, key)
     }
 
+    /// Publishes in another run what a task has published in this one, where it is not there already: what the same task
+    /// would make there.
+    ///
+    /// Errors: a file is not what was published, or the folder cannot be written.
+    pub fn publish_in(&self, run: &Path, folder: &str, published: &Input) -> Result<()> {
+        let key = published.manifest.key.clone();
+        let name = run.join(folder).display().to_string();
+        let Some(mut task) = Task::begin(run.join(folder), &name, key, false, &self.log)? else { return Ok(()) };
+        for output in &published.manifest.outputs {
+            let path = published.file(&output.path)?;
+            task.write(&output.path, |file| {
+                let mut from = std::fs::File::open(&path).with_context(|| path.display().to_string())?;
+                std::io::copy(&mut from, file)?;
+                Ok(output.rows)
+            })?;
+        }
+        task.finish().map(drop)
+    }
+
     fn begin(&self, run: &Path, folder: &str, name: &str, key: Key) -> Result<Option<Task>> {
         let path = run.join(folder);
         if self.args.status {

@@ -8,7 +8,7 @@ use crate::{HostPass, Shape, Vocabulary, files};
 #[test]
 fn the_folder_is_a_language_model_with_the_same_losses() {
     let text = "naïve café,\nto be or not";
-    let vocabulary = Vocabulary::of(text.as_bytes());
+    let vocabulary = Vocabulary::of(text.as_bytes(), text.as_bytes());
     let shape = Shape { n_vocab: vocabulary.n_tokens(), ..tiny().0 };
     let weights: Vec<f32> = crate::initial(&shape, 7).into_iter().map(|w| w * 3.0).collect();
     let folder = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use artifact::config::{Harvest, ModelSource, Products};
-use artifact::stage::{Input, MANIFEST, Stage, Task};
+use artifact::stage::{Input, Stage, Task};
 use lm::Hook;
 use serde_json::{Value, json};
 
@@ -82,7 +82,7 @@ pub(crate) fn write_pipelines(stage: &Stage) -> Result<()> {
         for Wanted { hook, run, .. } in wanted(stage)?.iter().filter(|wanted| wanted.run != stage.run) {
             write_pipeline(&stage.args.config, run, *hook)?;
             if stage.pipeline.pretrained().is_some() {
-                copy(&stage.input("pretrain")?, &stage.run.join("pretrain"), &run.join("pretrain"))?;
+                stage.publish_in(run, "pretrain", &stage.input("pretrain")?)?;
             }
             runs += &format!("{}\n", run.display());
         }
@@ -99,27 +99,6 @@ fn write_pipeline(config: &Path, run: &Path, hook: Hook) -> Result<()> {
         json!(base.display().to_string())
     );
     write_if_new(&run.join("pipeline.yaml"), &text)
-}
-
-/// What a task has published, for another run that would make the same: its manifest last, and nothing where it is there.
-fn copy(published: &Input, from: &Path, to: &Path) -> Result<()> {
-    let (manifest, copied) = (from.join(MANIFEST), to.join(MANIFEST));
-    let is_there = std::fs::read(&copied).is_ok_and(|there| std::fs::read(&manifest).is_ok_and(|own| own == there));
-    if is_there {
-        return Ok(());
-    }
-    let outputs = published.manifest.outputs.iter().map(|output| output.path.as_str());
-    for path in outputs.chain([MANIFEST]) {
-        let target = to.join(path);
-        let copy = || {
-            std::fs::create_dir_all(target.parent().unwrap_or(to))?;
-            let temporary = target.with_added_extension("tmp");
-            std::fs::copy(from.join(path), &temporary)?;
-            std::fs::rename(&temporary, &target)
-        };
-        copy().with_context(|| format!("{}: cannot copy from {}", target.display(), from.display()))?;
-    }
-    Ok(())
 }
 
 /// Make looks at its time: what says so already stays.
