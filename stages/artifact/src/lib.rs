@@ -7,3 +7,4 @@ pub mod guarded;
 pub mod random;
 pub mod stage;
 pub mod tables;
+pub mod whole_file;

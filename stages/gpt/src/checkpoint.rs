@@ -2,11 +2,10 @@
 //! it stands. Random streams are keyed by the step, so that the step is their place too.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use artifact::whole_file;
 use safetensors::Dtype;
 use safetensors::tensor::{SafeTensors, TensorView};
 use serde_json::{Value, json};
@@ -39,12 +38,7 @@ pub fn save(folder: &Path, key: &str, checkpoint: &Checkpoint) -> Result<()> {
     let bytes = safetensors::serialize(views, Some(HashMap::from([(JSON_KEY.to_owned(), json.to_string())])))?;
 
     std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot make the folder", folder.display()))?;
-    let (path, temporary) = (folder.join(FILE_NAME), folder.join(format!("{FILE_NAME}.tmp")));
-    let context = || format!("{}: cannot write", temporary.display());
-    let mut out = File::create(&temporary).with_context(context)?;
-    out.write_all(&bytes).with_context(context)?;
-    out.sync_all().with_context(context)?;
-    std::fs::rename(&temporary, &path).with_context(|| format!("{}: cannot rename", temporary.display()))
+    whole_file::write(&folder.join(FILE_NAME), &bytes)
 }
 
 /// The checkpoint of a training, if there is one of the same key; one of something else is passed over. `take` makes of it

@@ -1,11 +1,10 @@
 //! A training that is interrupted goes on bit for bit: one file holds the whole state.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use artifact::tables::CurveRow;
+use artifact::whole_file;
 use serde_json::{Value, json};
 
 use crate::tensor_file::{TensorFile, Tensors};
@@ -64,12 +63,7 @@ pub fn save(folder: &Path, key: &str, trainer: &Trainer, curve: &[CurveRow]) -> 
     let bytes = file.json(json).to_bytes()?;
 
     std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot make the folder", folder.display()))?;
-    let (path, temporary) = (folder.join(FILE_NAME), folder.join(format!("{FILE_NAME}.tmp")));
-    let context = || format!("{}: cannot write", temporary.display());
-    let mut out = File::create(&temporary).with_context(context)?;
-    out.write_all(&bytes).with_context(context)?;
-    out.sync_all().with_context(context)?;
-    std::fs::rename(&temporary, &path).with_context(|| format!("{}: cannot rename", temporary.display()))
+    whole_file::write(&folder.join(FILE_NAME), &bytes)
 }
 
 /// Goes on from a checkpoint, if there is one of the same key; returns the curve so far. A checkpoint of something else is

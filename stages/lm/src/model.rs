@@ -177,23 +177,12 @@ impl LanguageModel {
     pub fn activations_at(&self, tokens: &[u32], context: usize, hooks: &[Hook]) -> Result<Vec<Vec<f32>>> {
         self.check(tokens, context)?;
         hooks.iter().try_for_each(|&hook| self.check_hook(hook))?;
-        let rope = self.rope(context);
-        let groups: Vec<&[u32]> = tokens.chunks(group_tokens(context)).collect();
-        let parts: Vec<Vec<Vec<f32>>> = match &self.blocks {
-            BlocksOn::Host(weights) => {
-                let pass = HostPass { weights, rope: &rope, context };
-                let run = |group: &&[u32]| Ok(forward::values_at(&pass, to_host(self.embed(group, context))?, hooks));
-                groups.par_iter().map(run).collect::<Result<_>>()?
-            }
-            BlocksOn::Tensors(weights) => {
-                let pass = TensorPass::new(weights, &rope, context);
-                let run = |group: &[u32]| {
-                    let values = forward::values_at(&pass, self.embed(group, context), hooks);
-                    values.into_iter().map(to_host).collect::<Result<_>>()
-                };
-                groups.into_iter().map(run).collect::<Result<_>>()?
-            }
-        };
+        let parts = self.in_groups(
+            tokens,
+            context,
+            |pass, x| forward::values_at(pass, x, hooks),
+            |pass, x| forward::values_at(pass, x, hooks).into_iter().map(to_host).collect(),
+        )?;
         let mut of_hooks: Vec<Vec<f32>> =
             hooks.iter().map(|_| Vec::with_capacity(tokens.len() * self.config.d_model)).collect();
         for part in parts {
@@ -206,24 +195,40 @@ impl LanguageModel {
     pub fn run_to(&self, tokens: &[u32], context: usize, hook: Hook) -> Result<Paused> {
         self.check(tokens, context)?;
         self.check_hook(hook)?;
+        let parts = self.in_groups(
+            tokens,
+            context,
+            |pass, x| forward::run_to(pass, x, hook),
+            |pass, x| {
+                let at = forward::run_to(pass, x, hook);
+                Ok(At { value: to_host(at.value)?, residual: at.residual.map(to_host).transpose()? })
+            },
+        )?;
+        Ok(Paused { hook, context, at: join(parts) })
+    }
+
+    /// Embeds some whole contexts at a time and takes each through a pass: on the CPU's own blocks a group a thread, on tensors
+    /// one after the other.
+    fn in_groups<T: Send>(
+        &self,
+        tokens: &[u32],
+        context: usize,
+        on_host: impl Fn(&HostPass<'_>, Vec<f32>) -> T + Sync,
+        on_tensors: impl Fn(&TensorPass<'_>, Tensor<2>) -> Result<T>,
+    ) -> Result<Vec<T>> {
         let rope = self.rope(context);
         let groups: Vec<&[u32]> = tokens.chunks(group_tokens(context)).collect();
-        let parts: Vec<At<Vec<f32>>> = match &self.blocks {
+        match &self.blocks {
             BlocksOn::Host(weights) => {
                 let pass = HostPass { weights, rope: &rope, context };
-                let run = |group: &&[u32]| Ok(forward::run_to(&pass, to_host(self.embed(group, context))?, hook));
-                groups.par_iter().map(run).collect::<Result<_>>()?
+                let run = |group: &&[u32]| Ok(on_host(&pass, to_host(self.embed(group, context))?));
+                groups.par_iter().map(run).collect()
             }
             BlocksOn::Tensors(weights) => {
                 let pass = TensorPass::new(weights, &rope, context);
-                let run = |group: &[u32]| {
-                    let at = forward::run_to(&pass, self.embed(group, context), hook);
-                    Ok(At { value: to_host(at.value)?, residual: at.residual.map(to_host).transpose()? })
-                };
-                groups.into_iter().map(run).collect::<Result<_>>()?
+                groups.into_iter().map(|group| on_tensors(&pass, self.embed(group, context))).collect()
             }
-        };
-        Ok(Paused { hook, context, at: join(parts) })
+        }
     }
 
     /// Goes on from a hook with the activation itself, or with a replacement of the same shape

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use artifact::config::{Harvest, ModelSource, Products};
 use artifact::stage::{Input, Stage, Task};
+use artifact::whole_file;
 use lm::Hook;
 use serde_json::{Value, json};
 
@@ -106,7 +107,7 @@ fn write_if_new(path: &Path, text: &str) -> Result<()> {
     if std::fs::read_to_string(path).is_ok_and(|before| before == text) {
         return Ok(());
     }
-    std::fs::write(path, text).with_context(|| format!("{}: cannot write", path.display()))
+    whole_file::write(path, text.as_bytes())
 }
 
 /// The way to a file from a folder, both absolute.

@@ -86,7 +86,7 @@ mod avx512 {
 
     use half::bf16;
 
-    use super::super::lanes;
+    use super::super::group::Group;
     use super::{OUTPUTS, PANEL, TILE};
 
     /// Pairs of a group's weights that stay in the first cache while all rows go past: 24 KiB.
@@ -116,10 +116,7 @@ mod avx512 {
                     x: rows[row * n_pairs + first * n..].as_ptr().cast(),
                     w: weights[(group * n_pairs + first) * OUTPUTS..].as_ptr().cast(),
                     n_pairs: PAIRS_IN_CACHE.min(n_pairs - first),
-                    goes_on: first > 0,
-                    out: out.wrapping_add(row * d_out + group * OUTPUTS),
-                    d_out,
-                    masks: [0, PANEL].map(|panel| lanes(group * OUTPUTS + panel, d_out)),
+                    out: Group::new(out.wrapping_add(row * d_out), d_out, group * OUTPUTS, first > 0),
                 };
                 // SAFETY: weights are there because `is_available` was asked; the slices hold what the tile points to, as
                 // asserted, and `out` is ours.
@@ -151,13 +148,7 @@ mod avx512 {
         /// [n_pairs, OUTPUTS] pairs.
         w: *const i32,
         n_pairs: usize,
-        /// Whether `out` holds the sums of pairs before these.
-        goes_on: bool,
-        /// [N, d_out].
-        out: *mut f32,
-        d_out: usize,
-        /// The lanes that are outputs.
-        masks: [u16; 2],
+        out: Group,
     }
 
     /// N rows against two panels.
@@ -169,16 +160,7 @@ mod avx512 {
         // SAFETY: as promised by the caller. A register of bits has one meaning more as one of pairs.
         unsafe {
             let as_pairs = |bits: __m512i| std::mem::transmute::<_, __m512bh>(bits);
-            let mut sums = [[_mm512_setzero_ps(); 2]; N];
-            if tile.goes_on {
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let out = tile.out.add(row * tile.d_out);
-                    *sums = [
-                        _mm512_maskz_loadu_ps(tile.masks[0], out),
-                        _mm512_maskz_loadu_ps(tile.masks[1], out.wrapping_add(PANEL)),
-                    ];
-                }
-            }
+            let mut sums = tile.out.load::<N>();
             for pair in 0..tile.n_pairs {
                 let w = tile.w.add(pair * OUTPUTS);
                 let first = as_pairs(_mm512_loadu_si512(w.cast()));
@@ -189,11 +171,7 @@ mod avx512 {
                     sums[1] = _mm512_dpbf16_ps(sums[1], second, x);
                 }
             }
-            for (row, sums) in sums.into_iter().enumerate() {
-                let out = tile.out.add(row * tile.d_out);
-                _mm512_mask_storeu_ps(out, tile.masks[0], sums[0]);
-                _mm512_mask_storeu_ps(out.wrapping_add(PANEL), tile.masks[1], sums[1]);
-            }
+            tile.out.store(sums);
         }
     }
 }

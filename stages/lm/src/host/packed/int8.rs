@@ -188,7 +188,7 @@ mod avx512 {
     use std::arch::x86_64::*;
     use std::mem::MaybeUninit;
 
-    use super::super::lanes;
+    use super::super::group::Group;
     use super::{BLOCK, Int8Weights, OUTPUTS, PANEL, Rows, TILE, WORDS};
 
     /// Blocks of a group's weights that stay in the first cache while all rows go past: 24 KiB.
@@ -279,10 +279,7 @@ mod avx512 {
                     w: weights.bytes[at_w * BLOCK * OUTPUTS..].as_ptr().cast(),
                     w_scales: weights.scales[at_w * OUTPUTS..].as_ptr(),
                     n_blocks: BLOCKS_IN_CACHE.min(n_blocks - first),
-                    goes_on: first > 0,
-                    out: out.wrapping_add(row * d_out + group * OUTPUTS),
-                    d_out,
-                    masks: [0, PANEL].map(|panel| lanes(group * OUTPUTS + panel, d_out)),
+                    out: Group::new(out.wrapping_add(row * d_out), d_out, group * OUTPUTS, first > 0),
                 };
                 // SAFETY: `is_available` was asked, the slices hold what the tile points to, as asserted, and `out` is ours.
                 unsafe { KERNELS[n - 1](tile) };
@@ -304,13 +301,7 @@ mod avx512 {
         w: *const i32,
         w_scales: *const f32,
         n_blocks: usize,
-        /// Whether `out` holds the sums of blocks before these.
-        goes_on: bool,
-        /// [N, d_out].
-        out: *mut f32,
-        d_out: usize,
-        /// The lanes that are outputs.
-        masks: [u16; 2],
+        out: Group,
     }
 
     /// N rows against two panels.
@@ -321,16 +312,7 @@ mod avx512 {
     unsafe fn kernel<const N: usize>(tile: Tile) {
         // SAFETY: as promised by the caller.
         unsafe {
-            let mut sums = [[_mm512_setzero_ps(); 2]; N];
-            if tile.goes_on {
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let out = tile.out.add(row * tile.d_out);
-                    *sums = [
-                        _mm512_maskz_loadu_ps(tile.masks[0], out),
-                        _mm512_maskz_loadu_ps(tile.masks[1], out.wrapping_add(PANEL)),
-                    ];
-                }
-            }
+            let mut sums = tile.out.load::<N>();
             for block in 0..tile.n_blocks {
                 let mut whole = [[_mm512_setzero_si512(); 2]; N];
                 for (row, whole) in whole.iter_mut().enumerate() {
@@ -355,11 +337,7 @@ mod avx512 {
                     }
                 }
             }
-            for (row, sums) in sums.into_iter().enumerate() {
-                let out = tile.out.add(row * tile.d_out);
-                _mm512_mask_storeu_ps(out, tile.masks[0], sums[0]);
-                _mm512_mask_storeu_ps(out.wrapping_add(PANEL), tile.masks[1], sums[1]);
-            }
+            tile.out.store(sums);
         }
     }
 }
