@@ -144,9 +144,13 @@ pub(crate) fn causal_softmax(scores: &mut [f32], width: usize, first_query: usiz
         #[inline(always)]
         || {
             for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
-                let (seen, unseen) = scores.split_at_mut(first_query + row + 1);
-                let n_before = window.map_or(0, |window| seen.len().saturating_sub(window));
-                let (before, seen) = seen.split_at_mut(n_before);
+                let n_seen = first_query + row + 1;
+                let n_before = window.map_or(0, |window| n_seen.saturating_sub(window));
+                // What fills the last register becomes zeros, and changes no maximum and no sum.
+                let end = width.min(n_before + (n_seen - n_before).next_multiple_of(LANES));
+                let (scores, unseen) = scores.split_at_mut(end);
+                scores[n_seen..].fill(f32::NEG_INFINITY);
+                let (before, seen) = scores.split_at_mut(n_before);
                 before.fill(0.0);
                 let max = max(seen);
                 for score in seen.iter_mut() {

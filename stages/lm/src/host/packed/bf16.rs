@@ -6,9 +6,12 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::{OUTPUTS, PANEL};
+use super::PANEL;
 
-/// Rows that a kernel takes at once: with two panels 24 sums, which leaves registers for what they are made of.
+/// Outputs whose weights lie together, in panels, and rows that a kernel takes at once: 24 sums, which leaves registers for
+/// what they are made of.
+const PANELS: usize = 2;
+const OUTPUTS: usize = PANELS * PANEL;
 const TILE: usize = 12;
 
 /// W of y = x W, d_in padded with a zero to whole pairs and d_out to whole OUTPUTS, for processors with AVX-512 BF16.
@@ -87,7 +90,7 @@ mod avx512 {
     use half::bf16;
 
     use super::super::group::Group;
-    use super::{OUTPUTS, PANEL, TILE};
+    use super::{OUTPUTS, PANEL, PANELS, TILE};
 
     /// Pairs of a group's weights that stay in the first cache while all rows go past: 24 KiB.
     const PAIRS_IN_CACHE: usize = 192;
@@ -148,7 +151,7 @@ mod avx512 {
         /// [n_pairs, OUTPUTS] pairs.
         w: *const i32,
         n_pairs: usize,
-        out: Group,
+        out: Group<PANELS>,
     }
 
     /// N rows against two panels.
@@ -160,7 +163,11 @@ mod avx512 {
         // SAFETY: as promised by the caller. A register of bits has one meaning more as one of pairs.
         unsafe {
             let as_pairs = |bits: __m512i| std::mem::transmute::<_, __m512bh>(bits);
-            let mut sums = tile.out.load::<N>();
+            let out = &tile.out;
+            let mut sums: [[_; PANELS]; N] = [[_mm512_setzero_ps(); PANELS]; N];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                *sums = [out.load(row, 0), out.load(row, 1)];
+            }
             for pair in 0..tile.n_pairs {
                 let w = tile.w.add(pair * OUTPUTS);
                 let first = as_pairs(_mm512_loadu_si512(w.cast()));
@@ -171,7 +178,10 @@ mod avx512 {
                     sums[1] = _mm512_dpbf16_ps(sums[1], second, x);
                 }
             }
-            tile.out.store(sums);
+            for (row, [first, second]) in sums.into_iter().enumerate() {
+                out.store(row, 0, first);
+                out.store(row, 1, second);
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Products of 8-bit integers with a scale for every 64 inputs.
+//! Products of 8-bit integers with a scale for every 192 inputs.
 //!
 //! What a scale costs is decided by its largest value, and activations have a few that are very large. So both sides of a
 //! product are first turned by a Hadamard matrix within each 64, which spreads such a value over all of them and leaves the
@@ -9,18 +9,22 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::{OUTPUTS, PANEL};
+use super::PANEL;
 
-/// Inputs that share a scale, on both sides.
+/// Inputs that are turned together.
 const BLOCK: usize = 64;
+/// Blocks that share a scale, on both sides: their integers are summed as they are, which is most of the speed.
+const SHARING: usize = 3;
 /// Four bytes: what one lane of an instruction multiplies and adds.
 const WORD: usize = 4;
 /// Words of a block.
 const WORDS: usize = BLOCK / WORD;
 /// The largest integer; −128 is not used, so that a sign has no say.
 const LARGEST: f32 = 127.0;
-/// Rows that a kernel takes at once: with two panels 12 sums of integers and 12 of their values, which leaves registers for
-/// what they are made of.
+/// Outputs whose weights lie together, in panels, and rows that a kernel takes at once: 24 sums of integers, which leaves
+/// registers for what they are made of.
+const PANELS: usize = 4;
+const OUTPUTS: usize = PANELS * PANEL;
 const TILE: usize = 6;
 /// What is added to weights: the instruction wants one side without a sign.
 const EXCESS: i32 = 128;
@@ -28,20 +32,25 @@ const EXCESS: i32 = 128;
 /// W of y = x W, d_in padded with zeros to whole blocks, d_out to whole OUTPUTS.
 #[derive(Debug)]
 pub(crate) struct Int8Weights {
-    /// [d_out / OUTPUTS, n_blocks, WORDS, OUTPUTS, WORD]: weights / scale + 128.
-    bytes: Vec<u8>,
-    /// [d_out / OUTPUTS, n_blocks, OUTPUTS].
+    /// [d_out / OUTPUTS, n_blocks, WORDS, PANELS]: weights / scale + 128.
+    words: Vec<PanelWords>,
+    /// [d_out / OUTPUTS, n_scales, OUTPUTS].
     scales: Vec<f32>,
     d_in: usize,
     d_out: usize,
 }
 
+/// A word of each output of a panel: a register, and a line of the cache, across whose border no load is to go.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct PanelWords([[u8; WORD]; PANEL]);
+
 /// Rows, rounded: tiles of TILE rows, the last of what is left, in which the same block of all rows lies together.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    /// For each tile of N rows [n_blocks, WORDS, N, WORD].
-    bytes: Vec<i8>,
-    /// For each tile of N rows [n_blocks, N]; and −128 times the sum of a block's integers, for what was added to weights.
+    /// For each tile of N rows [n_blocks, N].
+    blocks: Vec<[i8; BLOCK]>,
+    /// For each tile of N rows [n_scales, N]; and −128 times the sum of the integers, for what was added to weights.
     scales: Vec<f32>,
     corrections: Vec<i32>,
 }
@@ -49,26 +58,28 @@ pub(super) struct Rows {
 impl Int8Weights {
     /// Shapes: rows [d_out, d_in].
     pub(crate) fn new(rows: &[f32], d_in: usize) -> Self {
-        let (d_out, n_blocks) = (rows.len() / d_in, d_in.div_ceil(BLOCK));
-        let n_groups = d_out.div_ceil(OUTPUTS);
-        let mut bytes = vec![EXCESS as u8; n_groups * n_blocks * BLOCK * OUTPUTS];
-        let mut scales = vec![0.0; n_groups * n_blocks * OUTPUTS];
+        let (n_blocks, n_scales) = (d_in.div_ceil(BLOCK), d_in.div_ceil(SHARING * BLOCK));
+        let n_groups = (rows.len() / d_in).div_ceil(OUTPUTS);
+        let mut words = vec![PanelWords([[EXCESS as u8; WORD]; PANEL]); n_groups * n_blocks * WORDS * PANELS];
+        let mut scales = vec![0.0; n_groups * n_scales * OUTPUTS];
         let rounded = best_rounded();
-        let groups = bytes.par_chunks_mut(n_blocks * BLOCK * OUTPUTS).zip(scales.par_chunks_mut(n_blocks * OUTPUTS));
-        groups.zip(rows.par_chunks(OUTPUTS * d_in)).for_each(|((bytes, scales), rows)| {
+        let groups = words.par_chunks_mut(n_blocks * WORDS * PANELS).zip(scales.par_chunks_mut(n_scales * OUTPUTS));
+        groups.zip(rows.par_chunks(OUTPUTS * d_in)).for_each(|((words, scales), rows)| {
             for (output, row) in rows.chunks_exact(d_in).enumerate() {
-                for (block, values) in row.chunks(BLOCK).enumerate() {
-                    let (scale, integers) = rounded(values);
+                let (panel, lane) = (output / PANEL, output % PANEL);
+                for (i, values) in row.chunks(SHARING * BLOCK).enumerate() {
+                    let mut blocks = [[0; BLOCK]; SHARING];
+                    let (unit, _) = rounded(values, &mut blocks, 1);
                     // Turning both sides makes the product BLOCK times as large.
-                    scales[block * OUTPUTS + output] = scale / BLOCK as f32;
-                    for (i, &integer) in integers.iter().enumerate() {
-                        let word = block * WORDS + i / WORD;
-                        bytes[(word * OUTPUTS + output) * WORD + i % WORD] = (i32::from(integer) + EXCESS) as u8;
+                    scales[i * OUTPUTS + output] = unit / BLOCK as f32;
+                    let words = words[i * SHARING * WORDS * PANELS..].chunks_exact_mut(PANELS);
+                    for (of_panels, word) in words.zip(blocks.as_flattened().as_chunks::<WORD>().0) {
+                        of_panels[panel].0[lane] = word.map(|integer| (i32::from(integer) + EXCESS) as u8);
                     }
                 }
             }
         });
-        Self { bytes, scales, d_in, d_out }
+        Self { words, scales, d_in, d_out: rows.len() / d_in }
     }
 
     /// Shapes: x [n, x_stride], of which a row's first d_in values are read → out [n, d_out], all of it written.
@@ -87,26 +98,25 @@ impl Int8Weights {
         self.d_in.div_ceil(BLOCK)
     }
 
+    fn n_scales(&self) -> usize {
+        self.n_blocks().div_ceil(SHARING)
+    }
+
     pub(super) fn round_rows(&self, x: &[f32], x_stride: usize, rounded: Rounding) -> Rows {
-        let (d_in, n_blocks) = (self.d_in, self.n_blocks());
-        let n_rows = x.len() / x_stride;
+        let (n_blocks, n_scales, n_rows) = (self.n_blocks(), self.n_scales(), x.len() / x_stride);
         let mut rows = Rows {
-            bytes: vec![0; n_rows * n_blocks * BLOCK],
-            scales: vec![0.0; n_rows * n_blocks],
-            corrections: vec![0; n_rows * n_blocks],
+            blocks: vec![[0; BLOCK]; n_rows * n_blocks],
+            scales: vec![0.0; n_rows * n_scales],
+            corrections: vec![0; n_rows * n_scales],
         };
         for (row, x) in x.chunks_exact(x_stride).enumerate() {
             let first = row / TILE * TILE;
             let (n, at) = (TILE.min(n_rows - first), row % TILE);
-            for (block, values) in x[..d_in].chunks(BLOCK).enumerate() {
-                let (scale, bytes) = rounded(values);
-                let sum: i32 = bytes.iter().map(|&byte| i32::from(byte)).sum();
-                let tile = &mut rows.bytes[(first * n_blocks + block * n) * BLOCK..][..n * BLOCK];
-                for (word, bytes) in tile.chunks_exact_mut(n * WORD).zip(bytes.chunks_exact(WORD)) {
-                    word[at * WORD..][..WORD].copy_from_slice(bytes);
-                }
-                rows.scales[first * n_blocks + block * n + at] = scale;
-                rows.corrections[first * n_blocks + block * n + at] = -EXCESS * sum;
+            let blocks = &mut rows.blocks[first * n_blocks..][..n * n_blocks];
+            for (i, values) in x[..self.d_in].chunks(SHARING * BLOCK).enumerate() {
+                let (unit, sum) = rounded(values, &mut blocks[i * SHARING * n + at..], n);
+                rows.scales[first * n_scales + i * n + at] = unit;
+                rows.corrections[first * n_scales + i * n + at] = -EXCESS * sum;
             }
         }
         rows
@@ -115,26 +125,30 @@ impl Int8Weights {
     /// The same sums in the same order without the instruction. Integers are exact, and what is fused there is fused here:
     /// all processors give the same bits.
     pub(super) fn product_anywhere(&self, rows: &Rows, out: &mut [MaybeUninit<f32>]) {
-        let (n_blocks, n_rows) = (self.n_blocks(), out.len() / self.d_out);
+        let (n_blocks, n_scales, n_rows) = (self.n_blocks(), self.n_scales(), out.len() / self.d_out);
         for (row, out) in out.chunks_exact_mut(self.d_out).enumerate() {
             let first = row / TILE * TILE;
             let (n, at) = (TILE.min(n_rows - first), row % TILE);
-            for (group, out) in out.chunks_mut(OUTPUTS).enumerate() {
-                let mut sums = [0.0f32; OUTPUTS];
-                for block in 0..n_blocks {
-                    let (at_x, at_w) = (first * n_blocks + block * n, group * n_blocks + block);
-                    let x = rows.bytes[at_x * BLOCK..][..n * BLOCK].chunks_exact(n * WORD);
-                    let w = self.bytes[at_w * BLOCK * OUTPUTS..][..BLOCK * OUTPUTS].chunks_exact(OUTPUTS * WORD);
-                    let mut whole = [rows.corrections[at_x + at]; OUTPUTS];
-                    for (x, w) in x.zip(w) {
-                        for (whole, w) in whole.iter_mut().zip(w.chunks_exact(WORD)) {
-                            let products = w.iter().zip(&x[at * WORD..]).map(|(&w, &x)| i32::from(w) * i32::from(x));
-                            *whole += products.sum::<i32>();
+            let blocks = &rows.blocks[first * n_blocks..][..n * n_blocks];
+            for (panel, out) in out.chunks_mut(PANEL).enumerate() {
+                let (group, panel) = (panel / PANELS, panel % PANELS);
+                let weights = &self.words[group * n_blocks * WORDS * PANELS..][..n_blocks * WORDS * PANELS];
+                let mut sums = [0.0f32; PANEL];
+                for scale in 0..n_scales {
+                    let of_x = first * n_scales + scale * n + at;
+                    let mut whole = [rows.corrections[of_x]; PANEL];
+                    for block in scale * SHARING..n_blocks.min((scale + 1) * SHARING) {
+                        let x = blocks[block * n + at].as_chunks::<WORD>().0;
+                        let w = weights[block * WORDS * PANELS + panel..].iter().step_by(PANELS);
+                        for (x, PanelWords(w)) in x.iter().zip(w) {
+                            for (whole, w) in whole.iter_mut().zip(w) {
+                                *whole += w.iter().zip(x).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum::<i32>();
+                            }
                         }
                     }
-                    let x_scale = rows.scales[at_x + at];
-                    for ((sum, whole), w_scale) in sums.iter_mut().zip(whole).zip(&self.scales[at_w * OUTPUTS..]) {
-                        *sum = (whole as f32).mul_add(x_scale * w_scale, *sum);
+                    let w_scales = &self.scales[(group * n_scales + scale) * OUTPUTS + panel * PANEL..];
+                    for ((sum, whole), w_scale) in sums.iter_mut().zip(whole).zip(w_scales) {
+                        *sum = (whole as f32).mul_add(rows.scales[of_x] * w_scale, *sum);
                     }
                 }
                 out.write_copy_of_slice(&sums[..out.len()]);
@@ -143,8 +157,9 @@ impl Int8Weights {
     }
 }
 
-/// What rounds a block.
-pub(super) type Rounding = fn(&[f32]) -> (f32, [i8; BLOCK]);
+/// What rounds at most SHARING blocks of values: turned, and divided by a unit, they become whole numbers in every so many
+/// places. Gives the unit, NaN where a value was infinite or none, and the sum of the integers.
+pub(super) type Rounding = fn(&[f32], &mut [[i8; BLOCK]], usize) -> (f32, i32);
 
 /// The fastest that this processor has. All give the same bits.
 fn best_rounded() -> Rounding {
@@ -155,19 +170,32 @@ fn best_rounded() -> Rounding {
     rounded
 }
 
-/// A block of at most BLOCK values, zeros behind them: turned, and in units of what is returned first. A NaN or an infinity
-/// comes through: the unit is NaN.
-pub(super) fn rounded(values: &[f32]) -> (f32, [i8; BLOCK]) {
-    let mut block = [0.0; BLOCK];
-    block[..values.len()].copy_from_slice(values);
-    let block = turned(block);
+pub(super) fn rounded(values: &[f32], places: &mut [[i8; BLOCK]], every: usize) -> (f32, i32) {
+    let mut blocks = [[0.0; BLOCK]; SHARING];
+    let blocks = &mut blocks[..values.len().div_ceil(BLOCK)];
+    for (values, block) in values.chunks(BLOCK).zip(&mut *blocks) {
+        block[..values.len()].copy_from_slice(values);
+        *block = turned(*block);
+    }
     // The bits of what has no sign are in the order of the numbers, infinity and NaN behind all others.
-    let largest = block.iter().fold(0, |largest: u32, value| largest.max(value.abs().to_bits()));
+    let largest = blocks.as_flattened().iter().fold(0, |largest: u32, value| largest.max(value.abs().to_bits()));
+    let (unit, inverse) = unit_of(largest);
+    let mut sum = 0;
+    for (block, place) in blocks.iter().zip(places.iter_mut().step_by(every)) {
+        // Adding 1.5 · 2²³ rounds to a whole number, ties to even, which stands in the last bits.
+        *place = block.map(|value| (value * inverse + ROUND).to_bits() as i8);
+        sum += place.iter().map(|&integer| i32::from(integer)).sum::<i32>();
+    }
+    (unit, sum)
+}
+
+/// What the integers of values up to one with these bits are units of, and what makes values integers.
+fn unit_of(largest: u32) -> (f32, f32) {
     let largest = f32::from_bits(largest);
-    let inverse = if largest > 0.0 && largest.is_finite() { LARGEST / largest } else { 0.0 };
-    // Adding 1.5 · 2²³ rounds to a whole number, ties to even, which stands in the last bits.
-    let integers = block.map(|value| (value * inverse + ROUND).to_bits() as i8);
-    (if largest.is_finite() { largest / LARGEST } else { f32::NAN }, integers)
+    if !largest.is_finite() {
+        return (f32::NAN, 0.0);
+    }
+    (largest / LARGEST, if largest > 0.0 { LARGEST / largest } else { 0.0 })
 }
 
 const ROUND: f32 = 12_582_912.0;
@@ -189,48 +217,58 @@ mod avx512 {
     use std::mem::MaybeUninit;
 
     use super::super::group::Group;
-    use super::{BLOCK, Int8Weights, OUTPUTS, PANEL, Rows, TILE, WORDS};
+    use super::{BLOCK, Int8Weights, OUTPUTS, PANEL, PANELS, Rows, SHARING, TILE, WORDS, unit_of};
 
-    /// Blocks of a group's weights that stay in the first cache while all rows go past: 24 KiB.
-    const BLOCKS_IN_CACHE: usize = 12;
+    /// Scales of a group's weights that stay in the first cache while all rows go past: 36 KiB.
+    const SCALES_IN_CACHE: usize = 3;
+    /// Registers of a block of floats.
+    const QUARTERS: usize = BLOCK / PANEL;
 
     pub(super) fn is_available() -> bool {
         std::arch::is_x86_feature_detected!("avx512vnni") && std::arch::is_x86_feature_detected!("avx512f")
     }
 
     /// The same as `super::rounded`, to the bit.
-    pub(super) fn rounded(values: &[f32]) -> (f32, [i8; BLOCK]) {
-        let mut padded = [0.0; BLOCK];
-        let block = values.try_into().unwrap_or_else(|_| {
-            padded[..values.len()].copy_from_slice(values);
-            &padded
-        });
+    pub(super) fn rounded(values: &[f32], places: &mut [[i8; BLOCK]], every: usize) -> (f32, i32) {
+        assert!(values.len() <= SHARING * BLOCK, "blocks that share a scale");
         // SAFETY: this is called where `is_available` was asked.
-        unsafe { rounded_block(block) }
+        unsafe { rounded_blocks(values, places, every) }
     }
 
     /// # Safety
-    /// The processor has AVX-512.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn rounded_block(block: &[f32; BLOCK]) -> (f32, [i8; BLOCK]) {
-        // SAFETY: as promised by the caller; loads and stores are of 16 values each of 64.
-        unsafe {
-            let load = |quarter: usize| _mm512_loadu_ps(block.as_ptr().add(quarter * PANEL));
+    /// The processor has AVX-512 VNNI.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn rounded_blocks(values: &[f32], places: &mut [[i8; BLOCK]], every: usize) -> (f32, i32) {
+        let mut turned = [[_mm512_setzero_ps(); QUARTERS]; SHARING];
+        let mut largest = _mm512_setzero_si512();
+        for (values, turned) in values.chunks(BLOCK).zip(&mut turned) {
+            let mut padded = [0.0; BLOCK];
+            let block: &[f32; BLOCK] = values.try_into().unwrap_or_else(|_| {
+                padded[..values.len()].copy_from_slice(values);
+                &padded
+            });
+            // SAFETY: each loads 16 values of 64.
+            let load = |quarter: usize| unsafe { _mm512_loadu_ps(block.as_ptr().add(quarter * PANEL)) };
             let (a, b, c, d) = (load(0), load(1), load(2), load(3));
             let (s, t, u, v) = (_mm512_add_ps(a, b), _mm512_sub_ps(a, b), _mm512_add_ps(c, d), _mm512_sub_ps(c, d));
             let quarters = [_mm512_add_ps(s, u), _mm512_add_ps(t, v), _mm512_sub_ps(s, u), _mm512_sub_ps(t, v)];
-            let quarters = quarters.map(|x| turned_lanes(x));
-            let [a, b, c, d] = quarters.map(|x| _mm512_castps_si512(_mm512_abs_ps(x)));
-            let largest = _mm512_max_epu32(_mm512_max_epu32(a, b), _mm512_max_epu32(c, d));
-            let largest = f32::from_bits(_mm512_reduce_max_epu32(largest));
-            let inverse = if largest > 0.0 && largest.is_finite() { super::LARGEST / largest } else { 0.0 };
-            let mut bytes = [0; BLOCK];
-            for (x, bytes) in quarters.into_iter().zip(bytes.chunks_exact_mut(PANEL)) {
-                let whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse)));
-                _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(whole));
+            *turned = quarters.map(|x| turned_lanes(x));
+            for x in turned {
+                largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(*x)));
             }
-            (if largest.is_finite() { largest / super::LARGEST } else { f32::NAN }, bytes)
         }
+        let (unit, inverse) = unit_of(_mm512_reduce_max_epu32(largest));
+        let (inverse, mut sums) = (_mm512_set1_ps(inverse), _mm512_setzero_si512());
+        let n_blocks = values.len().div_ceil(BLOCK);
+        for (turned, place) in turned.into_iter().take(n_blocks).zip(places.iter_mut().step_by(every)) {
+            for (x, bytes) in turned.into_iter().zip(place.chunks_exact_mut(PANEL)) {
+                let whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+                // SAFETY: 16 bytes are stored in 16.
+                unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(whole)) };
+                sums = _mm512_add_epi32(sums, whole);
+            }
+        }
+        (unit, _mm512_reduce_add_epi32(sums))
     }
 
     /// For each bit of a lane's place: 1 where it is 0, and else −1.
@@ -259,26 +297,27 @@ mod avx512 {
     }
 
     pub(super) fn product(weights: &Int8Weights, rows: &Rows, n_rows: usize, out: &mut [MaybeUninit<f32>]) {
-        let (n_blocks, d_out) = (weights.n_blocks(), weights.d_out);
-        assert!(rows.bytes.len() == n_rows * n_blocks * BLOCK, "rows [n, d_in]");
-        assert!(rows.scales.len() == n_rows * n_blocks && rows.corrections.len() == n_rows * n_blocks, "a scale each");
+        let (n_blocks, n_scales, d_out) = (weights.n_blocks(), weights.n_scales(), weights.d_out);
+        assert!(rows.blocks.len() == n_rows * n_blocks, "rows [n, d_in]");
+        assert!(rows.scales.len() == n_rows * n_scales && rows.corrections.len() == n_rows * n_scales, "a scale each");
         assert!(out.len() == n_rows * d_out, "out is [n, d_out]");
-        let n_outputs = d_out.next_multiple_of(OUTPUTS);
-        assert!(weights.bytes.len() == n_outputs * n_blocks * BLOCK, "whole groups of outputs");
-        assert!(weights.scales.len() == n_outputs * n_blocks, "a scale each");
+        let n_groups = d_out.div_ceil(OUTPUTS);
+        assert!(weights.words.len() == n_groups * n_blocks * WORDS * PANELS, "whole groups of outputs");
+        assert!(weights.scales.len() == n_groups * n_scales * OUTPUTS, "a scale each");
         let out = out.as_mut_ptr().cast::<f32>();
-        let parts = |group| (0..n_blocks).step_by(BLOCKS_IN_CACHE).map(move |first| (group, first));
-        for (group, first) in (0..d_out.div_ceil(OUTPUTS)).flat_map(parts) {
+        let parts = |group| (0..n_scales).step_by(SCALES_IN_CACHE).map(move |first| (group, first));
+        for (group, first) in (0..n_groups).flat_map(parts) {
             for row in (0..n_rows).step_by(TILE) {
                 let n = TILE.min(n_rows - row);
-                let (at_x, at_w) = (row * n_blocks + first * n, group * n_blocks + first);
+                let first_block = first * SHARING;
+                let of_x = row * n_scales + first * n;
                 let tile = Tile {
-                    x: rows.bytes[at_x * BLOCK..].as_ptr().cast(),
-                    x_scales: rows.scales[at_x..].as_ptr(),
-                    x_corrections: rows.corrections[at_x..].as_ptr(),
-                    w: weights.bytes[at_w * BLOCK * OUTPUTS..].as_ptr().cast(),
-                    w_scales: weights.scales[at_w * OUTPUTS..].as_ptr(),
-                    n_blocks: BLOCKS_IN_CACHE.min(n_blocks - first),
+                    x: rows.blocks[row * n_blocks + first_block * n..].as_ptr().cast(),
+                    x_scales: rows.scales[of_x..].as_ptr(),
+                    x_corrections: rows.corrections[of_x..].as_ptr(),
+                    w: weights.words[(group * n_blocks + first_block) * WORDS * PANELS..].as_ptr().cast(),
+                    w_scales: weights.scales[(group * n_scales + first) * OUTPUTS..].as_ptr(),
+                    n_blocks: (SCALES_IN_CACHE * SHARING).min(n_blocks - first_block),
                     out: Group::new(out.wrapping_add(row * d_out), d_out, group * OUTPUTS, first > 0),
                 };
                 // SAFETY: `is_available` was asked, the slices hold what the tile points to, as asserted, and `out` is ours.
@@ -293,51 +332,53 @@ mod avx512 {
 
     /// Some rows against a group of outputs.
     struct Tile {
-        /// [n_blocks, WORDS, N] words, at any address.
+        /// [n_blocks, N, WORDS] words, at any address.
         x: *const i32,
         x_scales: *const f32,
         x_corrections: *const i32,
-        /// [n_blocks, WORDS, OUTPUTS] words.
-        w: *const i32,
+        /// [n_blocks, WORDS, PANELS].
+        w: *const __m512i,
         w_scales: *const f32,
         n_blocks: usize,
-        out: Group,
+        out: Group<PANELS>,
     }
 
-    /// N rows against two panels.
+    /// N rows against a group's panels.
     ///
     /// # Safety
     /// The processor has AVX-512 VNNI; the tile's pointers lead to what it says.
     #[target_feature(enable = "avx512f,avx512vnni")]
-    unsafe fn kernel<const N: usize>(tile: Tile) {
+    unsafe fn kernel<const N: usize>(mut tile: Tile) {
         // SAFETY: as promised by the caller.
         unsafe {
-            let mut sums = tile.out.load::<N>();
-            for block in 0..tile.n_blocks {
-                let mut whole = [[_mm512_setzero_si512(); 2]; N];
+            for scale in 0..tile.n_blocks.div_ceil(SHARING) {
+                let mut whole = [[_mm512_setzero_si512(); PANELS]; N];
                 for (row, whole) in whole.iter_mut().enumerate() {
-                    *whole = [_mm512_set1_epi32(*tile.x_corrections.add(block * N + row)); 2];
+                    *whole = [_mm512_set1_epi32(*tile.x_corrections.add(scale * N + row)); PANELS];
                 }
-                let (x, w) = (tile.x.add(block * WORDS * N), tile.w.add(block * WORDS * OUTPUTS));
-                for word in 0..WORDS {
-                    let first = _mm512_loadu_si512(w.add(word * OUTPUTS).cast());
-                    let second = _mm512_loadu_si512(w.add(word * OUTPUTS + PANEL).cast());
-                    for (row, whole) in whole.iter_mut().enumerate() {
-                        let x = _mm512_set1_epi32(x.add(word * N + row).read_unaligned());
-                        whole[0] = _mm512_dpbusd_epi32(whole[0], first, x);
-                        whole[1] = _mm512_dpbusd_epi32(whole[1], second, x);
+                for block in scale * SHARING..tile.n_blocks.min((scale + 1) * SHARING) {
+                    let (x, w) = (tile.x.add(block * N * WORDS), tile.w.add(block * WORDS * PANELS));
+                    for word in 0..WORDS {
+                        let w: [_; PANELS] = std::array::from_fn(|panel| *w.add(word * PANELS + panel));
+                        for (row, whole) in whole.iter_mut().enumerate() {
+                            let x = _mm512_set1_epi32(x.add(row * WORDS + word).read_unaligned());
+                            for (whole, w) in whole.iter_mut().zip(w) {
+                                *whole = _mm512_dpbusd_epi32(*whole, w, x);
+                            }
+                        }
                     }
                 }
-                let w_scales = tile.w_scales.add(block * OUTPUTS);
-                let w_scales = [_mm512_loadu_ps(w_scales), _mm512_loadu_ps(w_scales.add(PANEL))];
-                for (row, (sums, whole)) in sums.iter_mut().zip(whole).enumerate() {
-                    let x_scale = _mm512_set1_ps(*tile.x_scales.add(block * N + row));
-                    for ((sum, whole), w_scale) in sums.iter_mut().zip(whole).zip(w_scales) {
-                        *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_mul_ps(x_scale, w_scale), *sum);
+                let w_scales = tile.w_scales.add(scale * OUTPUTS);
+                let w_scales: [_; PANELS] = std::array::from_fn(|panel| _mm512_loadu_ps(w_scales.add(panel * PANEL)));
+                for (row, whole) in whole.into_iter().enumerate() {
+                    let x_scale = _mm512_set1_ps(*tile.x_scales.add(scale * N + row));
+                    for (panel, (whole, w_scale)) in whole.into_iter().zip(w_scales).enumerate() {
+                        let (whole, scale) = (_mm512_cvtepi32_ps(whole), _mm512_mul_ps(x_scale, w_scale));
+                        tile.out.store(row, panel, _mm512_fmadd_ps(whole, scale, tile.out.load(row, panel)));
                     }
                 }
+                tile.out.goes_on = true;
             }
-            tile.out.store(sums);
         }
     }
 }

@@ -6,8 +6,17 @@ use super::int8::rounded;
 use super::{Bf16Weights, Int8Weights, to_bf16};
 
 /// Shapes that fill tiles, panels and blocks, and that leave some of each empty: (rows, d_in, d_out).
-const SHAPES: [(usize, usize, usize); 8] =
-    [(1, 1, 1), (6, 64, 32), (12, 128, 64), (5, 63, 31), (13, 65, 33), (7, 200, 17), (29, 576, 96), (11, 2, 150)];
+const SHAPES: [(usize, usize, usize); 9] = [
+    (1, 1, 1),
+    (6, 64, 32),
+    (12, 192, 64),
+    (5, 63, 31),
+    (13, 65, 33),
+    (7, 200, 17),
+    (29, 576, 128),
+    (11, 2, 150),
+    (8, 1300, 100),
+];
 
 /// Values between −1 and 1, some of them small.
 fn random(n: usize, seed: u64) -> Vec<f32> {
@@ -48,19 +57,21 @@ fn hadamard(i: usize) -> impl Fn(usize) -> f64 {
     move |j| if (i & j).count_ones().is_multiple_of(2) { 0.125 } else { -0.125 }
 }
 
-/// Each block of 64 of each row of `width`, turned, rounded to 255 steps of its largest value, and turned back.
+/// Each row of `width`: its blocks of 64 turned, three of them rounded to 255 steps of their largest value, and turned back.
 fn in_steps(rows: &[f32], stride: usize, width: usize) -> Vec<f64> {
     let turned = |block: &[f64]| -> Vec<f64> {
         (0..64).map(|i| block.iter().enumerate().map(|(j, x)| x * hadamard(i)(j)).sum()).collect()
     };
     let mut out = as_f64(rows);
     for row in out.chunks_exact_mut(stride) {
-        for block in row[..width].chunks_mut(64) {
-            let mut steps = turned(block);
-            let step = steps.iter().fold(0.0f64, |max, x| max.max(x.abs())) / 127.0;
-            steps.iter_mut().for_each(|x| *x = if step > 0.0 { (*x / step).round() * step } else { 0.0 });
-            let n = block.len();
-            block.copy_from_slice(&turned(&steps)[..n]);
+        for sharing in row[..width].chunks_mut(3 * 64) {
+            let mut blocks: Vec<Vec<f64>> = sharing.chunks(64).map(turned).collect();
+            let step = blocks.iter().flatten().fold(0.0f64, |max, x| max.max(x.abs())) / 127.0;
+            let in_steps = |x: f64| if step > 0.0 { (x / step).round() * step } else { 0.0 };
+            blocks.iter_mut().flatten().for_each(|x| *x = in_steps(*x));
+            for (values, block) in sharing.chunks_mut(64).zip(&blocks) {
+                values.copy_from_slice(&turned(block)[..values.len()]);
+            }
         }
     }
     out
@@ -78,7 +89,7 @@ fn int8_products_are_those_of_values_in_steps() {
             // A value halfway between two steps may go the other way: one in some hundred thousand.
             assert!(in_steps <= 1e-3, "{n} {d_in} {d_out}: off by {in_steps:e} from the rounded product");
             let exact = off(&found, &plain(&as_f64(&x), stride, &as_f64(&w), d_in));
-            assert!(exact <= 0.012, "{n} {d_in} {d_out}: off by {exact:e}");
+            assert!(exact <= 0.014, "{n} {d_in} {d_out}: off by {exact:e}");
         }
     }
 }
