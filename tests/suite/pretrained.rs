@@ -53,12 +53,18 @@ fn the_model_learns_and_every_stage_reads_it() {
     // Twenty characters are 3 nats at the start; letters by their frequency alone leave 2.5, the order of letters in eight
     // words hardly anything.
     assert!(measured.len() == 3 && measured[2] <= 1.2, "{measured:?}");
-    let sample = std::fs::read_to_string(run.folder.join("pretrain/samples.txt")).unwrap();
+    let sample = std::fs::read_to_string(run.folder.join("pretrain/sample/samples.txt")).unwrap();
     assert!(sample.starts_with("the") && sample.contains(" the ") && sample.chars().count() >= 50, "{sample}");
     ["harvest", "train", "recover", "probe", "report"].iter().for_each(|stage| run.expect(stage, &[]));
     let page = std::fs::read_to_string(run.folder.join("report/report.md")).unwrap();
     assert!(page.contains("hiersae, gated"), "{page}");
     assert!(run.said("pretrain").contains("up to date"));
+    // Another sample is no other model.
+    run.edit("prompt: the", "prompt: fox");
+    run.expect("pretrain", &[]);
+    let sample = std::fs::read_to_string(run.folder.join("pretrain/sample/samples.txt")).unwrap();
+    assert!(sample.starts_with("fox") && sample.contains(" the "), "{sample}");
+    assert!(run.said("harvest").contains("up to date"));
     // A model that has changed is another model to those who read it.
     run.edit("n_steps: 120", "n_steps: 121");
     run.expect("pretrain", &[]);

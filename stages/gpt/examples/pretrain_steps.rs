@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use artifact::config::Products;
 use clap::Parser;
 use gpt::{AdamW, DropoutOf, HostPass, Shape, State};
 
@@ -28,6 +29,9 @@ struct Args {
     dropout: f32,
     #[arg(long)]
     lr: f64,
+    /// f32, bf16 or int8
+    #[arg(long)]
+    products: Products,
     /// The first weights, f32 in the order of `Shape::parameters`
     #[arg(long)]
     weights: PathBuf,
@@ -58,7 +62,7 @@ fn main() -> Result<()> {
         })
         .collect();
     let adam = AdamW { beta1: 0.9, beta2: 0.99, weight_decay: 0.1, max_grad_norm: 1.0 };
-    let mut pass = HostPass::new(shape, args.context);
+    let mut pass = HostPass::new(shape, args.context, args.products);
     let mut state = State::new(weights);
     for line in std::io::stdin().lock().lines() {
         line?;

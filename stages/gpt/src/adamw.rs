@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use crate::host::PIECE;
-use crate::kernels::vectorised;
 use crate::shape::{Kind, Shape};
+use slices::vectorised;
 
 const EPSILON: f32 = 1e-8;
 

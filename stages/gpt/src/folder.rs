@@ -1,10 +1,11 @@
 //! A model as files in Hugging Face format: GPT-2 with biases of zero, which `lm`, `transformers` and others read.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use anyhow::Result;
-use safetensors::Dtype;
+use anyhow::{Context, Result, ensure};
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use crate::shape::Shape;
@@ -18,6 +19,61 @@ pub fn files(shape: &Shape, weights: &[f32], vocabulary: &Vocabulary) -> Result<
         ("tokenizer.json", text(&vocabulary.tokenizer_json())?),
         ("tokenizer_config.json", text(&tokenizer_config(shape, vocabulary))?),
     ])
+}
+
+/// A model from the files that it was made into: shape, weights, vocabulary. Other models are `lm`'s to read.
+///
+/// Errors name the file: it cannot be read, or holds no model that was made here.
+pub fn read(folder: &Path) -> Result<(Shape, Vec<f32>, Vocabulary)> {
+    let bytes = |name: &str| {
+        let path = folder.join(name);
+        std::fs::read(&path).with_context(|| path.display().to_string())
+    };
+    let json =
+        |name: &str| serde_json::from_slice(&bytes(name)?).with_context(|| folder.join(name).display().to_string());
+    let (config, tokenizer): (Value, Value) = (json("config.json")?, json("tokenizer.json")?);
+    let number = |key: &str| {
+        let number =
+            config[key].as_u64().with_context(|| format!("{}: {key}", folder.join("config.json").display()))?;
+        Ok::<_, anyhow::Error>(number as usize)
+    };
+    let shape = Shape {
+        n_layers: number("n_layer")?,
+        n_heads: number("n_head")?,
+        d_model: number("n_embd")?,
+        context_length: number("n_positions")?,
+        n_vocab: number("vocab_size")?,
+    };
+    let vocabulary = Vocabulary::from_json(&tokenizer, number("bos_token_id")? as u32)
+        .with_context(|| folder.join("tokenizer.json").display().to_string())?;
+    ensure!(
+        vocabulary.n_tokens() == shape.n_vocab,
+        "{}: {} tokens, and {} in config.json",
+        folder.join("tokenizer.json").display(),
+        vocabulary.n_tokens(),
+        shape.n_vocab
+    );
+    let weights = values(&shape, &bytes("model.safetensors")?)
+        .with_context(|| folder.join("model.safetensors").display().to_string())?;
+    Ok((shape, weights, vocabulary))
+}
+
+fn values(shape: &Shape, bytes: &[u8]) -> Result<Vec<f32>> {
+    let tensors = SafeTensors::deserialize(bytes)?;
+    let mut weights = Vec::new();
+    for parameter in shape.parameters() {
+        let name = format!("transformer.{}", parameter.name);
+        let tensor = tensors.tensor(&name)?;
+        ensure!(
+            tensor.dtype() == Dtype::F32 && tensor.shape() == parameter.shape,
+            "{name} is {:?} {:?}, expected f32 {:?}",
+            tensor.dtype(),
+            tensor.shape(),
+            parameter.shape
+        );
+        weights.extend(tensor.data().as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)));
+    }
+    Ok(weights)
 }
 
 fn text(value: &Value) -> Result<Vec<u8>> {

@@ -2,17 +2,10 @@
 //!
 //! No fused multiply-adds and a fixed number of partial sums: the results are the same on every CPU.
 
-/// Partial sums of a reduction: one AVX-512 register of f32, or two of AVX.
-const LANES: usize = 16;
+use slices::{exp, max, reduce, vectorised};
 
 /// As `config.json` has it.
 pub(crate) const NORM_EPSILON: f32 = 1e-5;
-
-/// Runs a piece of arithmetic with the widest vector instructions this CPU has.
-pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    // pulp compiles the closure, and all that is inlined into it, once for each level of instructions.
-    pulp::Arch::new().dispatch(work)
-}
 
 /// (x − mean x) / √(variance + ε) of each row, and the factors 1 / √(variance + ε).
 /// Shapes: x [n, d] → normed [n, d], scales [n].
@@ -90,31 +83,6 @@ pub(crate) fn gelu_back(x: &[f32], dy: &mut [f32]) {
 pub(crate) fn gate(x: f32) -> f32 {
     let u = ROOT_TWO_OVER_PI * (x + CUBIC * x * x * x);
     1.0 / (1.0 + exp(-2.0 * u))
-}
-
-/// Softmax over the scores that each row sees, zero behind them: row i sees positions up to first_query + i.
-/// Shapes: scores [rows, width] in rows of `stride`.
-pub(crate) fn causal_softmax(scores: &mut [f32], stride: usize, width: usize, first_query: usize) {
-    vectorised(
-        #[inline(always)]
-        || {
-            for (row, scores) in scores.chunks_mut(stride).enumerate() {
-                let (seen, unseen) = scores[..width].split_at_mut(first_query + row + 1);
-                softmax(seen);
-                unseen.fill(0.0);
-            }
-        },
-    );
-}
-
-#[inline(always)]
-fn softmax(row: &mut [f32]) {
-    let max = max(row);
-    for value in row.iter_mut() {
-        *value = exp(*value - max);
-    }
-    let scale = 1.0 / reduce(row, row, |x, _| x);
-    row.iter_mut().for_each(|value| *value *= scale);
 }
 
 /// The gradient by the scores in the place of the one by the weights: weight · (d − Σ weight · d) · scale, and zero where
@@ -233,105 +201,12 @@ impl Dropout {
     }
 }
 
-/// x += y.
-pub(crate) fn add(x: &mut [f32], y: &[f32]) {
-    vectorised(
-        #[inline(always)]
-        || {
-            for (x, &y) in x.iter_mut().zip(y) {
-                *x += y;
-            }
-        },
-    );
-}
-
-/// Σ x², in a fixed order.
-pub(crate) fn sum_of_squares(x: &[f32]) -> f64 {
-    vectorised(
-        #[inline(always)]
-        || x.chunks(4096).map(|x| f64::from(reduce(x, x, |x, y| x * y))).sum(),
-    )
-}
-
 /// Σ x y.
 pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     vectorised(
         #[inline(always)]
         || reduce(x, y, |x, y| x * y),
     )
-}
-
-/// Σ f(x, y).
-#[inline(always)]
-fn reduce(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut sums = [0.0; LANES];
-    let ((x_chunks, x_rest), (y_chunks, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
-    for (x, y) in x_chunks.iter().zip(y_chunks) {
-        for i in 0..LANES {
-            sums[i] += f(x[i], y[i]);
-        }
-    }
-    for ((sum, &x), &y) in sums.iter_mut().zip(x_rest).zip(y_rest) {
-        *sum += f(x, y);
-    }
-    fold(sums, |a, b| a + b)
-}
-
-#[inline(always)]
-fn max(x: &[f32]) -> f32 {
-    let mut maxima = [f32::NEG_INFINITY; LANES];
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (max, &x) in maxima.iter_mut().zip(chunk) {
-            *max = larger(*max, x);
-        }
-    }
-    for (max, &x) in maxima.iter_mut().zip(rest) {
-        *max = larger(*max, x);
-    }
-    fold(maxima, larger)
-}
-
-/// Joins partial results by halves, always in the same order.
-#[inline(always)]
-fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] = join(lanes[i], lanes[i + half]);
-        }
-        half /= 2;
-    }
-    lanes[0]
-}
-
-/// eˣ to within 3 units in the last place; 0 below −87.3, e⁸⁸ above 88, and NaN for NaN. x = n·ln 2 + r with n whole, and
-/// a polynomial for eʳ on |r| ≤ ln 2 / 2 (coefficients: Cephes, `expf`).
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    // ln 2 in two parts, so that n · LN2_HIGH is exact.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding and taking away 1.5 · 2²³ rounds to a whole number.
-    const ROUND: f32 = 12_582_912.0;
-    const LOWEST: f32 = -87.336_54;
-    const HIGHEST: f32 = 88.0;
-
-    // Written as comparisons that let NaN through.
-    let clamped = if x < LOWEST { LOWEST } else { x };
-    let clamped = if clamped > HIGHEST { HIGHEST } else { clamped };
-    let n = clamped * std::f32::consts::LOG2_E + ROUND - ROUND;
-    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
-    let mut p = 1.987_569_1e-4;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = p * r + c;
-    }
-    let e_r = p * r * r + r + 1.0;
-    // 2ⁿ, put together from its exponent bits; n is between −126 and 127.
-    let bits = ((n + ROUND).to_bits() << 23).wrapping_add(127 << 23);
-    let y = e_r * f32::from_bits(bits);
-    if x < LOWEST { 0.0 } else { y }
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ pub mod checkpoint;
 mod folder;
 mod host;
 mod kernels;
-mod product;
 mod sample;
 mod shape;
 mod tensors;
@@ -22,7 +21,7 @@ mod vocabulary;
 mod weights;
 
 pub use adamw::{AdamW, Schedule, State};
-pub use folder::files;
+pub use folder::{files, read};
 pub use host::{DropoutOf, HostPass, Outcome};
 pub use sample::{Sampling, sample};
 pub use shape::{Kind, Parameter, Shape};

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use anyhow::Result;
+use artifact::config::Products;
 use burn::tensor::Device;
 
 use crate::adamw::{AdamW, State};
@@ -22,12 +23,12 @@ enum Engine {
 }
 
 impl Trainer {
-    /// On a device of burn's, or by hand on the CPU where there is none.
-    pub fn new(shape: Shape, adam: AdamW, state: State, device: Option<&Device>) -> Self {
+    /// On a device of burn's, where `products` have no say, or by hand on the CPU where there is none.
+    pub fn new(shape: Shape, adam: AdamW, state: State, device: Option<&Device>, products: Products) -> Self {
         let length = shape.context_length;
         let engine = match device {
             Some(device) => Engine::Tensors(TensorTraining::new(shape, length, &state, device)),
-            None => Engine::Host(HostPass::new(shape, length), state),
+            None => Engine::Host(HostPass::new(shape, length, products), state),
         };
         Self { shape, adam, engine }
     }

@@ -3,7 +3,7 @@
 //! tokens. In exchange any other text can be read too: bytes that the vocabulary lacks are left out, as `lm::Tokenizer`
 //! does it with every byte-level vocabulary.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 /// The bytes of a text, in ascending order; a token is a byte's place among them.
@@ -23,6 +23,17 @@ impl Vocabulary {
         let separator = separator.or(trained_on.first().copied()).unwrap_or_default();
         let separator = bytes.iter().position(|&byte| byte == separator).unwrap_or_default() as u32;
         Self { bytes, separator }
+    }
+
+    /// From `tokenizer.json`, as `tokenizer_json` makes it. Errors: it was not made here.
+    pub(crate) fn from_json(json: &Value, separator: u32) -> Result<Self> {
+        let names = json["model"]["vocab"].as_object().context("model.vocab is missing")?;
+        let byte_of = |name: &str| (0..=255).find(|&byte| name.chars().eq([symbol(byte)]));
+        let bytes: Option<Vec<u8>> = names.keys().map(|name| byte_of(name)).collect();
+        let is_ordered = names.values().enumerate().all(|(i, token)| token.as_u64() == Some(i as u64));
+        let bytes = bytes.filter(|_| is_ordered).context("model.vocab is not one of single bytes")?;
+        ensure!((separator as usize) < bytes.len(), "token {separator} is not in it");
+        Ok(Self { bytes, separator })
     }
 
     pub fn n_tokens(&self) -> usize {

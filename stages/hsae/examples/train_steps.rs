@@ -11,6 +11,7 @@ use clap::Parser;
 use hsae::Trainer;
 use hsae::gpu::Gpu;
 use serde_json::json;
+use slices::{Mat, Onto, multiply_on_all_threads};
 
 #[derive(Parser)]
 struct Args {
@@ -218,32 +219,7 @@ fn peak_gflops() -> f64 {
     let mut best = f64::INFINITY;
     for _ in 0..5 {
         let start = Instant::now();
-        // SAFETY: three square matrices, row-major, none of which overlaps another.
-        unsafe {
-            let (row, col) = (n as isize, 1);
-            let parallelism = gemm::Parallelism::Rayon(0);
-            gemm::gemm(
-                n,
-                n,
-                n,
-                c.as_mut_ptr(),
-                col,
-                row,
-                false,
-                a.as_ptr(),
-                col,
-                row,
-                b.as_ptr(),
-                col,
-                row,
-                0.0,
-                1.0,
-                false,
-                false,
-                false,
-                parallelism,
-            );
-        }
+        multiply_on_all_threads((n, n, n), 1.0, Mat::rows(&a, n), Mat::rows(&b, n), Onto::Nothing, &mut c, n);
         best = best.min(start.elapsed().as_secs_f64());
     }
     2.0 * (n as f64).powi(3) / best / 1e9

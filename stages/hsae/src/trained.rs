@@ -9,11 +9,12 @@ use anyhow::{Context, Result, ensure};
 use artifact::config::{Arch, Sae};
 use artifact::stage::Input;
 use artifact::tables::{TreeNode, read_rows};
+use slices::{Mat, Onto, multiply_on_all_threads};
 
 use crate::archs::{Dictionary, HardGate, Keep, Levels, Parts};
 use crate::export;
 use crate::kernels::screen::{PackedEncoder, Path};
-use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows, products};
+use crate::kernels::{Bounds, EncoderInput, TokenBounds, collect, decode_rows};
 use crate::refine::{Refinement, Refiner};
 use crate::rows::centered;
 use crate::select::{Budget, Gate, Scope, gated_scores, select_batch};
@@ -237,8 +238,10 @@ impl TrainedSae {
     pub fn pre_acts(&self, x: &[f32], latents: Range<usize>) -> Vec<f32> {
         let x = self.input(x);
         let w_enc = &self.w_enc[latents.start * self.d_model..latents.end * self.d_model];
-        let mut pre_acts = products(w_enc, &x, self.d_model);
-        let n = x.len() / self.d_model;
+        let (n, d) = (x.len() / self.d_model, self.d_model);
+        let mut pre_acts = vec![0.0; latents.len() * n];
+        let (rows, columns) = (Mat::rows(w_enc, d), Mat::rows(&x, d).transposed());
+        multiply_on_all_threads((latents.len(), d, n), 1.0, rows, columns, Onto::Nothing, &mut pre_acts, n);
         for (pre_acts, bias) in pre_acts.chunks_exact_mut(n.max(1)).zip(&self.b_enc[latents]) {
             pre_acts.iter_mut().for_each(|pre_act| *pre_act += bias);
         }

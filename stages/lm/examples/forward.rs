@@ -17,12 +17,7 @@ fn main() -> Result<()> {
     let [model, hook, context, tokens, products] = &args[..] else {
         anyhow::bail!("usage: forward MODEL HOOK CONTEXT TOKENS f32|bf16|int8")
     };
-    let products = match products.as_str() {
-        "f32" => Products::F32,
-        "bf16" => Products::Bf16,
-        "int8" => Products::Int8,
-        other => anyhow::bail!("{other}: expected f32, bf16 or int8"),
-    };
+    let products: Products = products.parse()?;
     let (hook, context): (lm::Hook, usize) = (hook.parse()?, context.parse()?);
     let bytes = std::fs::read(tokens).with_context(|| tokens.clone())?;
     let tokens: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|&four| u32::from_le_bytes(four)).collect();

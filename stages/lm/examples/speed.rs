@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use rayon::prelude::*;
+use slices::{Mat, Onto, multiply};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
@@ -82,32 +83,7 @@ fn peak_gflops(n_threads: usize) -> (f64, f64) {
     for _ in 0..6 {
         let (start, cpu) = (Instant::now(), cpu_s());
         outs.par_iter_mut().for_each(|out| {
-            // SAFETY: all three matrices are N × N, row-major.
-            unsafe {
-                let n = N as isize;
-                let (a, b, none) = (a.as_ptr(), b.as_ptr(), gemm::Parallelism::None);
-                gemm::gemm(
-                    N,
-                    N,
-                    N,
-                    out.as_mut_ptr(),
-                    1,
-                    n,
-                    false,
-                    a,
-                    1,
-                    n,
-                    b,
-                    1,
-                    n,
-                    0.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    none,
-                );
-            }
+            multiply((N, N, N), 1.0, Mat::rows(&a, N), Mat::rows(&b, N), Onto::Nothing, out, N);
         });
         best = best.min(start.elapsed().as_secs_f64());
         best_cpu = best_cpu.min((cpu_s() - cpu) / n_threads as f64);

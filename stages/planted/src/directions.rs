@@ -3,6 +3,7 @@
 use artifact::random::stream;
 use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
+use slices::{Mat, Onto, multiply_on_all_threads as multiply};
 
 /// As published, and Adam's usual constants.
 const LR: f32 = 3e-4;
@@ -22,8 +23,9 @@ pub(crate) fn near_orthogonal(n: usize, d: usize, n_steps: usize, seed: u64) -> 
     let (mut gram, mut pull) = (vec![0f32; d * d], vec![0f32; n * d]);
     for step in 1..=n_steps as i32 {
         // Σ_{j≠i} (u_i · u_j) u_j = u_i (UᵀU) − |u_i|² u_i: n d² products instead of n² d.
-        multiply(d, n, d, (&u, 1, d), (&u, d, 1), &mut gram);
-        multiply(n, d, d, (&u, d, 1), (&gram, d, 1), &mut pull);
+        let rows = Mat::rows(&u, d);
+        multiply((d, n, d), 1.0, rows.transposed(), rows, Onto::Nothing, &mut gram, d);
+        multiply((n, d, d), 1.0, rows, Mat::rows(&gram, d), Onto::Nothing, &mut pull, d);
         let (first_full, second_full) = (1.0 - BETA1.powi(step), 1.0 - BETA2.powi(step));
         let rows = u.par_chunks_mut(d).zip(pull.par_chunks(d));
         let moments = first.par_chunks_mut(d).zip(second.par_chunks_mut(d));
@@ -51,39 +53,6 @@ fn normalise(u: &mut [f32], d: usize) {
 
 fn squared_norm(row: &[f32]) -> f32 {
     row.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>() as f32
-}
-
-/// out [m, n] = a [m, k] · b [k, n]; a matrix comes with the distances of its rows and of its columns. On all threads, and
-/// the same bits on any number of them.
-fn multiply(m: usize, k: usize, n: usize, a: (&[f32], usize, usize), b: (&[f32], usize, usize), out: &mut [f32]) {
-    let holds = |(x, row, column): (&[f32], usize, usize), rows: usize, columns: usize| {
-        x.len() > (rows - 1) * row + (columns - 1) * column
-    };
-    assert!(m * n * k > 0 && holds(a, m, k) && holds(b, k, n) && out.len() == m * n, "operands hold their shapes");
-    // SAFETY: the pointers are valid for the shapes and distances given, as just asserted; `out` is borrowed mutably.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            n as isize,
-            false,
-            a.0.as_ptr(),
-            a.2 as isize,
-            a.1 as isize,
-            b.0.as_ptr(),
-            b.2 as isize,
-            b.1 as isize,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::Rayon(0),
-        );
-    }
 }
 
 #[cfg(test)]

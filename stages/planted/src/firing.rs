@@ -8,6 +8,7 @@
 
 use rand::{Rng, RngExt};
 use rand_distr::{Distribution, StandardNormal};
+use slices::{Mat, Onto, multiply};
 use statrs::function::erf::erfc_inv;
 
 use crate::screen::{FAR, fires, screen};
@@ -137,7 +138,8 @@ impl Draws {
                 factors[..self.rank].iter_mut().for_each(|value| *value = StandardNormal.sample(rng));
                 factors[self.rank] = 1.0;
             }
-            multiply(m, k, n, &factors, &self.arguments, &mut arguments);
+            let weights = Mat::rows(&self.arguments, n);
+            multiply((m, k, n), 1.0, Mat::rows(&factors, k), weights, Onto::Nothing, &mut arguments, n);
             rng.fill_bytes(&mut first_bits[..m * n]);
             screen(&arguments[..m * n], &first_bits[..m * n], &mut may_fire[..m * n]);
             for i in 0..m {
@@ -247,34 +249,5 @@ fn for_each_one(bytes: &[u8], mut at: impl FnMut(usize)) {
         if byte == 1 {
             at(8 * words.len() + i);
         }
-    }
-}
-
-/// out [m, n] = a [m, k] · b [k, n], all row-major, on this thread.
-fn multiply(m: usize, k: usize, n: usize, a: &[f32], b: &[f32], out: &mut [f32]) {
-    assert!(a.len() >= m * k && b.len() >= k * n && out.len() >= m * n, "operands hold their shapes");
-    // SAFETY: the pointers are valid for the shapes, as just asserted; `out` is borrowed mutably.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            n as isize,
-            false,
-            a.as_ptr(),
-            1,
-            k as isize,
-            b.as_ptr(),
-            1,
-            n as isize,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
     }
 }

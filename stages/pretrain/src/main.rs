@@ -8,19 +8,23 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use artifact::config::{ModelSource, Pretrain, Text};
+use artifact::config::{ModelSource, Pretrain, Products, Sample, Text};
 use artifact::random::stream;
 use artifact::stage::{GpuSupport, Input, Stage, Task, main_of_with_gpu};
 use artifact::tables::write_rows;
-use gpt::Sampling;
+use gpt::{Sampling, Vocabulary};
 use serde_json::{Value, json};
 use texts::Documents;
 
 use corpus::Corpus;
-use training::{SAMPLE, Trained, train};
+use training::{Trained, train};
 
 /// Raised when the same texts and configuration come to give another model.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
+
+/// The folder of what the model writes, and its own recipe: another sample is no other model.
+const SAMPLE: &str = "pretrain/sample";
+const SAMPLE_RECIPE: u32 = 1;
 
 /// What `Stage::device` calls a GPU.
 const GPU: &str = "cuda";
@@ -38,18 +42,17 @@ fn run(stage: &Stage) -> Result<()> {
     let inputs = model.texts.iter().enumerate().map(|(i, text)| stage.source_input(&text.source_name(i)));
     let inputs = inputs.collect::<Result<Vec<_>>>()?;
     let key = key(&config, model)?;
-    let Some(mut task) = stage.task("pretrain", RECIPE, key, &inputs.iter().collect::<Vec<_>>())? else {
-        return Ok(());
-    };
-    let documents = open(&model.texts, &inputs)?;
-    let corpus = Corpus::read(&documents, config.validation_fraction, config.context_length)?;
-    drop(documents);
-    let prompt = prompt(&config, &corpus)?;
-    let trained = train(stage, &task, &config, &corpus)?;
-    publish(stage, &mut task, &config, &corpus, &trained)?;
-    write_sample(stage, &mut task, &config, &corpus, &trained, &prompt)?;
-    task.finish()?;
-    Ok(())
+    if let Some(mut task) = stage.task("pretrain", RECIPE, key, &inputs.iter().collect::<Vec<_>>())? {
+        let documents = open(&model.texts, &inputs)?;
+        let corpus = Corpus::read(&documents, config.validation_fraction, config.context_length)?;
+        drop(documents);
+        // Better known before the training than after it.
+        prompt(&config.sample, &corpus.vocabulary)?;
+        let trained = train(stage, &task, &config, &corpus)?;
+        publish(stage, &mut task, &config, &corpus, &trained)?;
+        task.finish()?;
+    }
+    write_sample(stage, &config.sample)
 }
 
 /// An empty folder with a manifest, so that `make` knows that the stage was here.
@@ -68,13 +71,17 @@ fn publish_nothing(stage: &Stage) -> Result<()> {
 /// What the model depends on. `checkpoint_every` is not among it, nor how much of a text the harvest reads.
 fn key(config: &Pretrain, model: &ModelSource) -> Result<Value> {
     let mut of_training = serde_json::to_value(config)?;
-    let sample = of_training.as_object_mut().and_then(|config| {
+    if let Some(config) = of_training.as_object_mut() {
         config.remove("checkpoint_every");
-        config.remove("sample")
-    });
+        config.remove("sample");
+    }
     let text = |(i, text): (usize, &Text)| json!({"name": text.source_name(i), "column": text.column});
     let texts: Vec<Value> = model.texts.iter().enumerate().map(text).collect();
-    Ok(json!({"pretrain": of_training, "texts": texts, SAMPLE: sample}))
+    let mut key = json!({"pretrain": of_training, "texts": texts});
+    if config.products == Products::Int8 {
+        key["int8"] = json!(slices::INT8_RECIPE);
+    }
+    Ok(key)
 }
 
 fn open(texts: &[Text], inputs: &[Input]) -> Result<Vec<Documents>> {
@@ -86,11 +93,11 @@ fn open(texts: &[Text], inputs: &[Input]) -> Result<Vec<Documents>> {
     texts.iter().zip(inputs).enumerate().map(open).collect()
 }
 
-/// Errors: a character that the texts lack; better known before the training than after it.
-fn prompt(config: &Pretrain, corpus: &Corpus) -> Result<Vec<u32>> {
-    match &config.sample.prompt {
-        Some(prompt) => corpus.vocabulary.encode(prompt.as_bytes()).context("pretrain.sample.prompt"),
-        None => Ok(vec![corpus.vocabulary.separator()]),
+/// Errors: a character that the texts lack.
+fn prompt(sample: &Sample, vocabulary: &Vocabulary) -> Result<Vec<u32>> {
+    match &sample.prompt {
+        Some(prompt) => vocabulary.encode(prompt.as_bytes()).context("pretrain.sample.prompt"),
+        None => Ok(vec![vocabulary.separator()]),
     }
 }
 
@@ -111,7 +118,7 @@ fn publish(stage: &Stage, task: &mut Task, config: &Pretrain, corpus: &Corpus, t
     });
     task.write_json("summary.json", &summary)?;
     let message = format!(
-        "{} parameters, best after step {}: validation loss {:.4} nats a character, over all {} of them",
+        "{} parameters, best after step {}: validation loss {:.4} nats a character, over all whole contexts of {}",
         trained.shape.n_parameters(),
         trained.best_step,
         trained.validation_loss,
@@ -121,22 +128,25 @@ fn publish(stage: &Stage, task: &mut Task, config: &Pretrain, corpus: &Corpus, t
     Ok(())
 }
 
-/// What the model goes on with, behind the prompt.
-fn write_sample(
-    stage: &Stage,
-    task: &mut Task,
-    config: &Pretrain,
-    corpus: &Corpus,
-    trained: &Trained,
-    prompt: &[u32],
-) -> Result<()> {
-    let &artifact::config::Sample { n_tokens, temperature, top_k, .. } = &config.sample;
+/// What the published model goes on with, behind the prompt.
+fn write_sample(stage: &Stage, sample: &Sample) -> Result<()> {
+    // Where only the status was asked for there may be no model.
+    let Ok(model) = stage.input("pretrain") else { return Ok(()) };
+    let key = stage.key(SAMPLE_RECIPE, serde_json::to_value(sample)?, &[&model], stage.pipeline.seed, "cpu");
+    let Some(mut task) = stage.task_of(SAMPLE, key)? else { return Ok(()) };
+    let files = model.paths("model/").iter().map(|path| model.file(path)).collect::<Result<Vec<_>>>()?;
+    let folder = files.first().and_then(|file| file.parent()).context("pretrain: no model was published")?;
+    let (shape, weights, vocabulary) = gpt::read(folder)?;
+    let prompt = prompt(sample, &vocabulary)?;
+    let &Sample { n_tokens, temperature, top_k, .. } = sample;
     let sampling = Sampling { temperature, top_k };
     let mut random = stream(stage.pipeline.seed, "pretrain/sample", 0, 0);
     let start = Instant::now();
-    let drawn = gpt::sample(&trained.shape, &trained.weights, prompt, n_tokens, sampling, &mut random)?;
+    let drawn = gpt::sample(&shape, &weights, &prompt, n_tokens, sampling, &mut random)?;
     let per_s = n_tokens as f64 / start.elapsed().as_secs_f64();
     stage.log.event(&format!("wrote {n_tokens} tokens, {per_s:.0}/s"), json!({"n": n_tokens, "per_s": per_s}));
-    let text = corpus.vocabulary.decode(&[prompt, &drawn].concat());
-    task.write_bytes("samples.txt", format!("{text}\n").as_bytes())
+    let text = vocabulary.decode(&[&prompt[..], &drawn].concat());
+    task.write_bytes("samples.txt", format!("{text}\n").as_bytes())?;
+    task.finish()?;
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! The training from its start, or from its checkpoint, to the best weights.
 
 use anyhow::{Result, ensure};
-use artifact::config::Pretrain;
+use artifact::config::{Pretrain, Products};
 use artifact::stage::{Stage, Task};
 use artifact::tables::PretrainRow;
 use gpt::checkpoint::{self, Checkpoint};
@@ -9,9 +9,6 @@ use gpt::{AdamW, DropoutOf, Schedule, Shape, State, Trainer};
 use serde_json::json;
 
 use crate::corpus::Corpus;
-
-/// Part of the task's configuration on which training does not depend.
-pub(crate) const SAMPLE: &str = "sample";
 
 /// Contexts that are measured together.
 const CONTEXTS_PER_LOSS: usize = 64;
@@ -38,7 +35,7 @@ pub(crate) fn train(stage: &Stage, task: &Task, config: &Pretrain, corpus: &Corp
         n_vocab: corpus.vocabulary.n_tokens(),
     };
     let mut training = Training::start(stage, config, corpus, shape)?;
-    let (folder, key) = (task.checkpoint_folder(), task.key_digest_without(SAMPLE));
+    let (folder, key) = (task.checkpoint_folder(), task.key_digest());
     let resumed = checkpoint::load(&folder, &key, shape.n_parameters(), |checkpoint| training.resume(checkpoint))?;
     if resumed.is_some() {
         stage.log.line(format!("going on from step {} of {}", training.step, config.n_steps));
@@ -86,13 +83,17 @@ impl<'a> Training<'a> {
         let &Pretrain { lr, lr_min, warmup_steps, n_steps, .. } = config;
         let weights = gpt::initial(&shape, stage.pipeline.seed);
         let device = if stage.device == crate::GPU { Some(gpt::cuda()?) } else { None };
+        ensure!(
+            device.is_none() || config.products == Products::F32,
+            "pretrain.products: rounded products are the CPU's alone; leave them out, or set device: cpu"
+        );
         Ok(Self {
             stage,
             config,
             corpus,
             shape,
             schedule: Schedule { lr, lr_min, warmup_steps, n_steps },
-            trainer: Trainer::new(shape, adam, State::new(weights.clone()), device.as_ref()),
+            trainer: Trainer::new(shape, adam, State::new(weights.clone()), device.as_ref(), config.products),
             step: 0,
             losses: Vec::new(),
             curve: Vec::new(),

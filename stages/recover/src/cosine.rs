@@ -1,38 +1,15 @@
 //! Cosines between the rows of two matrices, by one matrix product.
 
 use rayon::prelude::*;
+use slices::{Mat, Onto, multiply_on_all_threads};
 
 /// Shapes: a [m, d], b [n, d] → [m, n]. A row of zeros has cosine 0 with everything.
 pub(crate) fn cosines(a: &[f32], b: &[f32], d: usize) -> Vec<f32> {
     let (a, b) = (unit_rows(a, d), unit_rows(b, d));
     let (m, n) = (a.len() / d, b.len() / d);
     let mut products = vec![0.0; m * n];
-    let stride = |length: usize| length as isize;
-    // SAFETY: the strides below walk a as [m, d], b transposed as [d, n] and products as [m, n], all row-major and whole;
-    // the three do not overlap.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            d,
-            products.as_mut_ptr(),
-            1,
-            stride(n),
-            false,
-            a.as_ptr(),
-            1,
-            stride(d),
-            b.as_ptr(),
-            stride(d),
-            1,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::Rayon(0),
-        );
-    }
+    let (a, b) = (Mat::rows(&a, d), Mat::rows(&b, d).transposed());
+    multiply_on_all_threads((m, d, n), 1.0, a, b, Onto::Nothing, &mut products, n);
     products
 }
 

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::validate::{at_least, inside, not_negative, positive};
-use super::{Pipeline, Source};
+use super::{Pipeline, Products, Source};
 
 /// The name that asks for it.
 pub(super) const PRETRAINED: &str = "pretrained";
@@ -46,6 +46,10 @@ pub struct Pretrain {
     pub checkpoint_every: u64,
     /// Steps between two rows of the curve.
     pub log_every: u64,
+    /// What the operands of the products of layers that make activations and their gradients are rounded to, on the CPU. The
+    /// gradients of weights are made in f32, and so are validation losses.
+    #[serde(skip_serializing_if = "Products::is_f32")]
+    pub products: Products,
     pub sample: Sample,
 }
 
@@ -86,6 +90,7 @@ impl Default for Pretrain {
             eval_contexts: 512,
             checkpoint_every: 250,
             log_every: 10,
+            products: Products::F32,
             sample: Sample::default(),
         }
     }

@@ -35,7 +35,7 @@ pub struct Harvest {
     pub rows_per_part: usize,
 }
 
-/// Of the model's matrix products when it is harvested.
+/// What the operands of a model's matrix products are rounded to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Products {
@@ -45,14 +45,28 @@ pub enum Products {
     /// 8 bits of mantissa. Where the processor has AVX-512 BF16 weights take half the memory, and products are faster if it
     /// has it at twice the speed of f32, as AMD's have.
     Bf16,
-    /// Integers of 8 bits with a scale for every 64 values, after a rotation. Fast where the processor has AVX-512 VNNI, and
+    /// Integers of 8 bits with a scale for every 192 values, after a rotation. Fast where the processor has AVX-512 VNNI, and
     /// slow elsewhere; weights take a quarter of the memory.
     Int8,
 }
 
 impl Products {
-    fn is_f32(&self) -> bool {
+    pub(super) fn is_f32(&self) -> bool {
         *self == Self::F32
+    }
+}
+
+/// As it stands in a pipeline file.
+impl std::str::FromStr for Products {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "int8" => Ok(Self::Int8),
+            other => anyhow::bail!("{other}: expected f32, bf16 or int8"),
+        }
     }
 }
 

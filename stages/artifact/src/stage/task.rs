@@ -93,11 +93,14 @@ impl Task {
         &self.folder
     }
 
-    /// Identifies what is being made, whatever a part of its configuration says; a checkpoint that carries another one is of
-    /// no use.
+    /// Identifies what is being made; a checkpoint that carries another one is of no use.
+    pub fn key_digest(&self) -> String {
+        digest_of(&self.key)
+    }
+
+    /// The same, whatever a part of its configuration says.
     pub fn key_digest_without(&self, part: &str) -> String {
-        let key = self.key.without(part);
-        digest::of_bytes(serde_json::to_string(&key).expect("a key is plain JSON").as_bytes())
+        digest_of(&self.key.without(part))
     }
 
     /// Where unfinished work may be kept. It goes when the task is published.
@@ -192,6 +195,10 @@ impl Task {
         }
         Ok(manifest)
     }
+}
+
+fn digest_of(key: &Key) -> String {
+    digest::of_bytes(serde_json::to_string(key).expect("a key is plain JSON").as_bytes())
 }
 
 /// An output under way; dropped without `publish`, it stays a `.tmp` that the next run clears.

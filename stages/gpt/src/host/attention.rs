@@ -1,8 +1,9 @@
 //! Causal attention of one group of contexts, forwards and backwards. Queries come in blocks, and a block looks at no keys
 //! behind its own end.
 
-use crate::kernels::{Dropout, causal_softmax, causal_softmax_back};
-use crate::product::{Mat, Onto, multiply};
+use slices::{Mat, Onto, causal_softmax, multiply};
+
+use crate::kernels::{Dropout, causal_softmax_back};
 
 /// Queries in a block.
 const BLOCK: usize = 64;
@@ -64,7 +65,7 @@ pub(super) fn forward(
             let block = &mut weights[at..at + n * length];
             let keys = part(1, 0).transposed();
             multiply((n, d_head, seen), heads.scale(), part(0, first), keys, Onto::Nothing, block, length);
-            causal_softmax(block, length, seen, first);
+            causal_softmax(block, length, seen, first, None);
             let used = match dropout {
                 None => &*block,
                 Some(dropout) => {

@@ -4,10 +4,11 @@
 //! A layer norm's gain is a factor on the rows of the matrix behind it, so the passes know no gains: they work with
 //! matrices that have them multiplied in, once per step, and `scaled` takes the gradients apart again.
 
+use slices::{Mat, Onto, RoundingRoom, Weight, multiply};
+
 use super::attention::{self, Heads};
 use super::scaled::{Gradients, Scaled};
 use crate::kernels::{Dropout, cross_entropy, gelu, gelu_back, normalise, normalise_back};
-use crate::product::{Mat, Onto, multiply};
 use crate::shape::Shape;
 
 /// Tokens in a group, if contexts are shorter: enough for products to run at their full speed, few enough for the
@@ -65,6 +66,7 @@ pub(super) struct Room {
     d_residual: Vec<f32>, // [n, d]
     grads: Vec<f32>,      // one block of attention
     dropped: Vec<f32>,    // the same
+    rounding: RoundingRoom,
 }
 
 impl Room {
@@ -95,6 +97,7 @@ impl Room {
             d_residual: zeros(d),
             grads: vec![0.0; attention::block_room(length)],
             dropped: vec![0.0; attention::block_room(length)],
+            rounding: RoundingRoom::default(),
         }
     }
 
@@ -132,21 +135,21 @@ impl Room {
         if let Some(dropout) = drops.embedding() {
             dropout.apply(residual, 0);
         }
+        let (narrow, rounding) = (&mut self.narrow, &mut self.rounding);
         for (i, kept) in self.blocks.iter_mut().enumerate() {
             let (block, [drop_weights, drop_attended, drop_ffn]) = (scaled.block(i), drops.of_block(i));
             normalise(residual, &mut kept.attn_normed[..n * d], &mut kept.attn_scale[..n]);
-            let normed = Mat::rows(&kept.attn_normed, d);
-            multiply((n, d, 3 * d), 1.0, normed, Mat::rows(&block.qkv, 3 * d), Onto::Nothing, &mut kept.qkv, 3 * d);
+            let (normed, qkv) = (&kept.attn_normed[..n * d], &mut kept.qkv[..n * 3 * d]);
+            block.qkv.multiply(normed, Onto::Nothing, qkv, rounding);
             let attended = &mut kept.attended[..n * d];
             attention::forward(heads, &kept.qkv, drop_weights, &mut kept.weights, &mut self.dropped, attended);
-            let attended = (&kept.attended[..n * d], block.attn_out);
-            add_product(attended, d, drop_attended, &mut self.narrow, residual);
+            add_product(&block.attn_out, &kept.attended[..n * d], drop_attended, narrow, residual, rounding);
 
             normalise(residual, &mut kept.ffn_normed[..n * d], &mut kept.ffn_scale[..n]);
-            let normed = Mat::rows(&kept.ffn_normed, d);
-            multiply((n, d, 4 * d), 1.0, normed, Mat::rows(&block.up, 4 * d), Onto::Nothing, &mut kept.up, 4 * d);
-            gelu(&kept.up[..n * 4 * d], &mut kept.activation);
-            add_product((&kept.activation[..n * 4 * d], block.down), d, drop_ffn, &mut self.narrow, residual);
+            let (normed, up) = (&kept.ffn_normed[..n * d], &mut kept.up[..n * 4 * d]);
+            block.up.multiply(normed, Onto::Nothing, up, rounding);
+            gelu(up, &mut kept.activation);
+            add_product(&block.down, &kept.activation[..n * 4 * d], drop_ffn, narrow, residual, rounding);
         }
         normalise(residual, &mut self.normed[..n * d], &mut self.norm_scale[..n]);
         let unembedding = Mat::rows(&scaled.unembedding, d).transposed();
@@ -168,32 +171,34 @@ impl Room {
 
         for (i, kept) in self.blocks.iter().enumerate().rev() {
             let (block, [drop_weights, drop_attended, drop_ffn]) = (scaled.block(i), drops.of_block(i));
-            let (places, [qkv, attn_out, up, down]) = (shape.block(i), &block.transposed);
-            let wide = &mut self.wide;
+            let places = shape.block(i);
+            let [qkv, attn_out, up, down] = &block.back[..] else { panic!("weights for a backward pass") };
             // The feed-forward part.
-            let d_out = Mat::rows(dropped(drop_ffn, d_residual, &mut self.narrow), d);
+            let d_out = dropped(drop_ffn, d_residual, &mut self.narrow);
             let (activation, d_down) = (Mat::rows(&kept.activation, 4 * d), &mut grads.values[places.down]);
-            multiply((4 * d, n, d), 1.0, activation.transposed(), d_out, Onto::Sum, d_down, d);
-            multiply((n, d, 4 * d), 1.0, d_out, Mat::rows(down, 4 * d), Onto::Nothing, wide, 4 * d);
-            gelu_back(&kept.up[..n * 4 * d], &mut wide[..n * 4 * d]);
+            multiply((4 * d, n, d), 1.0, activation.transposed(), Mat::rows(d_out, d), Onto::Sum, d_down, d);
+            let (wide, rounding) = (&mut self.wide[..n * 4 * d], &mut self.rounding);
+            down.multiply(d_out, Onto::Nothing, wide, rounding);
+            gelu_back(&kept.up[..n * 4 * d], wide);
             let (d_wide, normed) = (Mat::rows(wide, 4 * d), Mat::rows(&kept.ffn_normed, d));
             multiply((d, n, 4 * d), 1.0, normed.transposed(), d_wide, Onto::Sum, &mut grads.values[places.up], 4 * d);
-            let (up, narrow) = (Mat::rows(up, d), &mut self.narrow);
-            multiply((n, 4 * d, d), 1.0, d_wide, up, Onto::Nothing, narrow, d);
-            normalise_back(&narrow[..n * d], &kept.ffn_normed[..n * d], &kept.ffn_scale[..n], false, d_residual);
+            let narrow = &mut self.narrow[..n * d];
+            up.multiply(wide, Onto::Nothing, narrow, rounding);
+            normalise_back(narrow, &kept.ffn_normed[..n * d], &kept.ffn_scale[..n], false, d_residual);
             // Attention.
-            let d_out = Mat::rows(dropped(drop_attended, d_residual, &mut self.narrow), d);
+            let d_out = dropped(drop_attended, d_residual, &mut self.narrow);
             let (attended, d_attn_out) = (Mat::rows(&kept.attended, d), &mut grads.values[places.attn_out]);
-            multiply((d, n, d), 1.0, attended.transposed(), d_out, Onto::Sum, d_attn_out, d);
-            let (d_attended, d_qkv) = self.wide.split_at_mut(n * d);
-            multiply((n, d, d), 1.0, d_out, Mat::rows(attn_out, d), Onto::Nothing, d_attended, d);
+            multiply((d, n, d), 1.0, attended.transposed(), Mat::rows(d_out, d), Onto::Sum, d_attn_out, d);
+            let (d_attended, d_qkv) = self.wide[..n * 4 * d].split_at_mut(n * d);
+            attn_out.multiply(d_out, Onto::Nothing, d_attended, rounding);
             let (room, dropped) = (&mut self.grads, &mut self.dropped);
             attention::backward(heads, &kept.qkv, &kept.weights, drop_weights, d_attended, room, dropped, d_qkv);
-            let (d_qkv, normed) = (Mat::rows(d_qkv, 3 * d), Mat::rows(&kept.attn_normed, d));
-            multiply((d, n, 3 * d), 1.0, normed.transposed(), d_qkv, Onto::Sum, &mut grads.values[places.qkv], 3 * d);
-            let (qkv, narrow) = (Mat::rows(qkv, d), &mut self.narrow);
-            multiply((n, 3 * d, d), 1.0, d_qkv, qkv, Onto::Nothing, narrow, d);
-            normalise_back(&narrow[..n * d], &kept.attn_normed[..n * d], &kept.attn_scale[..n], false, d_residual);
+            let normed = Mat::rows(&kept.attn_normed, d).transposed();
+            let (of_qkv, into) = (Mat::rows(d_qkv, 3 * d), &mut grads.values[places.qkv]);
+            multiply((d, n, 3 * d), 1.0, normed, of_qkv, Onto::Sum, into, 3 * d);
+            let narrow = &mut self.narrow[..n * d];
+            qkv.multiply(d_qkv, Onto::Nothing, narrow, rounding);
+            normalise_back(narrow, &kept.attn_normed[..n * d], &kept.attn_scale[..n], false, d_residual);
         }
         if let Some(dropout) = drops.embedding() {
             dropout.apply(d_residual, 0);
@@ -202,21 +207,21 @@ impl Room {
     }
 }
 
-/// residual += dropped(values · matrix). Shapes: values [n, k], matrix [k, d], residual [n, d].
+/// residual += dropped(x W). Shapes: x [n, k], residual [n, d].
 fn add_product(
-    (values, matrix): (&[f32], &[f32]),
-    d: usize,
+    weight: &Weight<'_>,
+    x: &[f32],
     dropout: Option<Dropout>,
     room: &mut [f32],
     residual: &mut [f32],
+    rounding: &mut RoundingRoom,
 ) {
-    let (n, k) = (residual.len() / d, matrix.len() / d);
-    let (values, matrix) = (Mat::rows(values, k), Mat::rows(matrix, d));
     match dropout {
-        None => multiply((n, k, d), 1.0, values, matrix, Onto::Sum, residual, d),
+        None => weight.multiply(x, Onto::Sum, residual, rounding),
         Some(dropout) => {
-            multiply((n, k, d), 1.0, values, matrix, Onto::Nothing, room, d);
-            dropout.add(&room[..n * d], 0, residual);
+            let product = &mut room[..residual.len()];
+            weight.multiply(x, Onto::Nothing, product, rounding);
+            dropout.add(product, 0, residual);
         }
     }
 }
@@ -226,6 +231,7 @@ fn dropped<'a>(dropout: Option<Dropout>, grad: &'a [f32], room: &'a mut [f32]) -
     match dropout {
         None => grad,
         Some(dropout) => {
+            let room = &mut room[..grad.len()];
             dropout.copy(grad, 0, room);
             room
         }

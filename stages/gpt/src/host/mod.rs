@@ -5,14 +5,15 @@ mod attention;
 mod group;
 mod scaled;
 
+use artifact::config::Products;
 use artifact::random::stream;
 use rand::Rng;
 use rayon::prelude::*;
 
-use crate::kernels::{add, sum_of_squares};
 use crate::shape::Shape;
 use group::{Drops, Room, contexts_per_group};
 use scaled::{Gradients, Scaled};
+use slices::{add, sum_of_squares_f64};
 
 /// A batch has so many shards, if it has as many contexts: what threads beyond them would find nothing to do. Each has
 /// gradients of its own. Fixed, since sums depend on it.
@@ -31,6 +32,7 @@ pub struct DropoutOf {
 /// Room and gradients of each shard, for contexts of one length.
 pub struct HostPass {
     shape: Shape,
+    products: Products,
     length: usize,
     shards: Vec<Shard>,
 }
@@ -50,11 +52,12 @@ pub struct Outcome {
 }
 
 impl HostPass {
-    /// For batches of any number of contexts of `length` tokens.
-    pub fn new(shape: Shape, length: usize) -> Self {
+    /// For batches of any number of contexts of `length` tokens. `products` says what the layers' products that make
+    /// activations and their gradients are rounded to in training; a loss alone is f32's.
+    pub fn new(shape: Shape, length: usize, products: Products) -> Self {
         let shard =
             || Shard { room: Room::new(&shape, contexts_per_group(length), length), grads: Gradients::zeros(&shape) };
-        Self { shape, length, shards: (0..N_SHARDS).map(|_| shard()).collect() }
+        Self { shape, products, length, shards: (0..N_SHARDS).map(|_| shard()).collect() }
     }
 
     /// Loss and gradient of a batch. Shapes: inputs and targets [contexts · length].
@@ -64,7 +67,7 @@ impl HostPass {
         fold(&mut first.grads.values, others.iter().map(|shard| &shard.grads.values));
         fold(&mut first.grads.unembedding, others.iter().map(|shard| &shard.grads.unembedding));
         first.grads.take_apart(&self.shape, weights);
-        let sums: Vec<f64> = first.grads.values.par_chunks(PIECE).map(sum_of_squares).collect();
+        let sums: Vec<f64> = first.grads.values.par_chunks(PIECE).map(sum_of_squares_f64).collect();
         Outcome { loss, sum_of_squares: sums.iter().sum() }
     }
 
@@ -83,7 +86,8 @@ impl HostPass {
         let (shape, length) = (&self.shape, self.length);
         let n_contexts = inputs.len() / length;
         assert!(inputs.len() == targets.len() && inputs.len() == n_contexts * length, "whole contexts");
-        let scaled = Scaled::new(shape, weights, is_training);
+        let products = if is_training { self.products } else { Products::F32 };
+        let scaled = Scaled::new(shape, weights, products, is_training);
         let scale = 1.0 / inputs.len() as f32;
         let pass = |(i, shard): (usize, &mut Shard)| {
             let end = |i: usize| i * n_contexts / N_SHARDS * length;

@@ -1,7 +1,11 @@
 //! Weights with the gains of the layer norms multiplied in, and gradients taken apart again: with W' = diag(g) W,
 //! dW = diag(g) dW' and dg = Σ over columns of W ∘ dW'.
 
+use std::borrow::Cow;
+
+use artifact::config::Products;
 use rayon::prelude::*;
+use slices::Weight;
 
 use crate::kernels::dot;
 use crate::shape::Shape;
@@ -16,40 +20,47 @@ pub(super) struct Scaled<'a> {
     pub(super) unembedding: Vec<f32>,
 }
 
-/// The matrices of a block, those behind a norm with its gain; and for the backward pass their transposes, which products
-/// take in faster than rows across.
+/// The matrices of a block, those behind a norm with its gain.
 pub(super) struct Block<'a> {
-    pub(super) qkv: Vec<f32>,
-    pub(super) attn_out: &'a [f32],
-    pub(super) up: Vec<f32>,
-    pub(super) down: &'a [f32],
-    /// In the order of those above; none where only the loss is wanted.
-    pub(super) transposed: [Vec<f32>; 4],
+    pub(super) qkv: Weight<'a>,
+    pub(super) attn_out: Weight<'a>,
+    pub(super) up: Weight<'a>,
+    pub(super) down: Weight<'a>,
+    /// Their transposes, in the same order, for the backward pass; none where only the loss is wanted.
+    pub(super) back: Vec<Weight<'a>>,
 }
 
 impl<'a> Scaled<'a> {
-    pub(super) fn new(shape: &'a Shape, weights: &'a [f32], is_training: bool) -> Self {
+    /// For products of this kind forwards, and where there is a backward pass, backwards; those that make gradients of weights
+    /// are f32's, as are attention's and the unembedding's.
+    pub(super) fn new(shape: &'a Shape, weights: &'a [f32], products: Products, is_training: bool) -> Self {
         let d = shape.d_model;
-        let rows = |matrix: &[f32], gain: &[f32]| {
+        let with_gain = |matrix: &[f32], gain: &[f32]| {
             let width = matrix.len() / d;
             let mut scaled = matrix.to_vec();
             for (row, gain) in scaled.chunks_exact_mut(width).zip(gain) {
                 row.iter_mut().for_each(|w| *w *= gain);
             }
-            scaled
+            Cow::Owned(scaled)
         };
         let block = |i: usize| {
             let places = shape.block(i);
-            let qkv = rows(&weights[places.qkv], &weights[places.attn_gain]);
-            let up = rows(&weights[places.up], &weights[places.ffn_gain]);
-            let (attn_out, down) = (&weights[places.attn_out], &weights[places.down]);
-            let transposed = match is_training {
-                true => {
-                    [(&qkv[..], 3 * d), (attn_out, d), (&up, 4 * d), (down, d)].map(|(of, width)| transposed(of, width))
-                }
-                false => Default::default(),
+            let qkv = with_gain(&weights[places.qkv], &weights[places.attn_gain]);
+            let up = with_gain(&weights[places.up], &weights[places.ffn_gain]);
+            let (attn_out, down) = (Cow::Borrowed(&weights[places.attn_out]), Cow::Borrowed(&weights[places.down]));
+            let back = |matrix: &Cow<'_, [f32]>, d_out| Weight::of_rows(matrix, d_out, products);
+            let back = match is_training {
+                true => vec![back(&qkv, 3 * d), back(&attn_out, d), back(&up, 4 * d), back(&down, d)],
+                false => Vec::new(),
             };
-            Block { qkv, attn_out, up, down, transposed }
+            let forward = |matrix, d_in| Weight::of_columns(matrix, d_in, products);
+            Block {
+                qkv: forward(qkv, d),
+                attn_out: forward(attn_out, d),
+                up: forward(up, d),
+                down: forward(down, 4 * d),
+                back,
+            }
         };
         let embedding = &weights[shape.embedding()];
         Self {
@@ -73,23 +84,6 @@ fn columns(matrix: &[f32], gain: &[f32]) -> Vec<f32> {
         row.iter_mut().zip(gain).for_each(|(w, gain)| *w *= gain);
     }
     scaled
-}
-
-/// Shapes: matrix [n, width] → [width, n]. In tiles, so that a cache line that is fetched is used whole.
-fn transposed(matrix: &[f32], width: usize) -> Vec<f32> {
-    const TILE: usize = 16;
-    let n = matrix.len() / width;
-    let mut out = vec![0.0; matrix.len()];
-    for first_row in (0..n).step_by(TILE) {
-        for first_column in (0..width).step_by(TILE) {
-            for column in first_column..width.min(first_column + TILE) {
-                for row in first_row..n.min(first_row + TILE) {
-                    out[column * n + row] = matrix[row * width + column];
-                }
-            }
-        }
-    }
-    out
 }
 
 /// Gradients by what `Scaled` holds: in the places of the parameters, and by the unembedding apart.

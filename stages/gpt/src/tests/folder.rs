@@ -1,9 +1,10 @@
 //! The files that are written, as `lm` reads them.
 
+use artifact::config::Products;
 use lm::LanguageModel;
 
 use super::tiny;
-use crate::{HostPass, Shape, Vocabulary, files};
+use crate::{HostPass, Shape, Vocabulary, files, read};
 
 #[test]
 fn the_folder_is_a_language_model_with_the_same_losses() {
@@ -15,6 +16,8 @@ fn the_folder_is_a_language_model_with_the_same_losses() {
     for (name, bytes) in files(&shape, &weights, &vocabulary).unwrap() {
         std::fs::write(folder.path().join(name), bytes).unwrap();
     }
+    let (found_shape, found_weights, found_vocabulary) = read(folder.path()).unwrap();
+    assert!(found_shape == shape && found_weights == weights && found_vocabulary == vocabulary);
     let model = LanguageModel::open(folder.path(), &lm::cpu()).unwrap();
     let tokenizer = model.tokenizer();
     let encoding = tokenizer.encode(text).unwrap();
@@ -29,6 +32,36 @@ fn the_folder_is_a_language_model_with_the_same_losses() {
     let hidden = model.hidden(inputs, inputs.len()).unwrap();
     let losses = model.next_token_loss_nats(hidden, targets).unwrap();
     let found = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64;
-    let expected = HostPass::new(shape, inputs.len()).loss(&weights, (inputs, targets));
+    let expected = HostPass::new(shape, inputs.len(), Products::F32).loss(&weights, (inputs, targets));
     assert!((found - expected).abs() <= 2e-6, "{found} against {expected}");
+}
+
+#[test]
+fn what_was_not_made_here_is_refused_by_its_file() {
+    let text = "to be";
+    let vocabulary = Vocabulary::of(text.as_bytes(), text.as_bytes());
+    let shape = Shape { n_vocab: vocabulary.n_tokens(), ..tiny().0 };
+    let weights = crate::initial(&shape, 7);
+    for (file, from, to, said) in [
+        ("config.json", "\"n_embd\": 21", "\"n_embd\": 24", "model.safetensors"),
+        ("config.json", "\"n_layer\": 2", "\"n_layer\": \"two\"", "config.json: n_layer"),
+        ("config.json", "\"bos_token_id\"", "\"bos\"", "config.json: bos_token_id"),
+        ("tokenizer.json", "\"t\":", "\"tt\":", "tokenizer.json: model.vocab"),
+        ("model.safetensors", "", "", "model.safetensors"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in files(&shape, &weights, &vocabulary).unwrap() {
+            std::fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        let path = folder.path().join(file);
+        match String::from_utf8(std::fs::read(&path).unwrap()) {
+            Ok(before) if !from.is_empty() => {
+                assert!(before.contains(from), "{file} has no {from}");
+                std::fs::write(&path, before.replace(from, to)).unwrap();
+            }
+            _ => std::fs::write(&path, &std::fs::read(&path).unwrap()[..100]).unwrap(),
+        }
+        let error = format!("{:#}", read(folder.path()).unwrap_err());
+        assert!(error.contains(said), "{error}");
+    }
 }

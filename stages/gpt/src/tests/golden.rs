@@ -1,5 +1,6 @@
 //! Steps of training against PyTorch's: `tests/reference/pretrain_steps.py`, whose formulas these are.
 
+use artifact::config::Products;
 use std::collections::BTreeMap;
 
 use crate::{AdamW, HostPass, Kind, Schedule, Shape, State};
@@ -40,7 +41,7 @@ fn five_steps_are_those_of_pytorch() {
     };
     let adam = AdamW { beta1: 0.9, beta2: 0.99, weight_decay: 0.1, max_grad_norm: 1.0 };
     let schedule = Schedule { lr: 1e-2, lr_min: 1e-3, warmup_steps: 3, n_steps: 10 };
-    let mut pass = HostPass::new(SHAPE, SHAPE.context_length);
+    let mut pass = HostPass::new(SHAPE, SHAPE.context_length, Products::F32);
     let mut state = State::new(weights());
     for step in 0..5 {
         let (inputs, targets) = tokens(step);

@@ -1,5 +1,6 @@
 //! The passes by hand against burn's automatic differentiation and against differences of the loss.
 
+use artifact::config::Products;
 use artifact::random::stream;
 use burn::tensor::Device;
 use rand::RngExt;
@@ -22,7 +23,7 @@ fn loss_and_every_gradient_are_those_of_automatic_differentiation() {
     // One context, fewer contexts than shards, more; a context of one block of attention, and of two.
     for (n, length) in [(1, 5), (3, 64), (11, 70)] {
         let (inputs, targets) = batch(&shape, n, length, 0);
-        let mut pass = HostPass::new(shape, length);
+        let mut pass = HostPass::new(shape, length, Products::F32);
         let found = pass.train(&weights, (&inputs, &targets), None);
         let mut state = State::new(weights.clone());
         let mut naive = TensorTraining::new(shape, length, &state, &Device::flex());
@@ -51,7 +52,7 @@ fn with_dropout_the_gradient_is_the_slope_of_the_loss() {
     let (shape, weights) = tiny();
     let (inputs, targets) = batch(&shape, 9, 66, 1);
     let dropout = Some(DropoutOf { probability: 0.3, seed: 5, step: 2 });
-    let mut pass = HostPass::new(shape, 66);
+    let mut pass = HostPass::new(shape, 66, Products::F32);
     pass.train(&weights, (&inputs, &targets), dropout);
     let gradient = pass.gradient().to_vec();
     let mut random = stream(0, "tests/directions", 0, 0);
@@ -76,7 +77,7 @@ fn with_dropout_the_gradient_is_the_slope_of_the_loss() {
 fn dropout_changes_the_loss_and_an_evaluation_drops_nothing() {
     let (shape, weights) = tiny();
     let (inputs, targets) = batch(&shape, 4, 20, 2);
-    let mut pass = HostPass::new(shape, 20);
+    let mut pass = HostPass::new(shape, 20, Products::F32);
     let plain = pass.train(&weights, (&inputs, &targets), None).loss;
     let dropped = |pass: &mut HostPass, step| {
         let dropout = DropoutOf { probability: 0.5, seed: 0, step };
@@ -89,13 +90,44 @@ fn dropout_changes_the_loss_and_an_evaluation_drops_nothing() {
 }
 
 #[test]
+fn rounded_products_change_loss_and_gradients_by_little() {
+    let shape = Shape { n_layers: 2, n_heads: 4, d_model: 96, context_length: 70, n_vocab: 30 };
+    let weights: Vec<f32> = crate::initial(&shape, 3).into_iter().map(|w| w * 2.0).collect();
+    let (inputs, targets) = batch(&shape, 11, 70, 0);
+    let run = |products| {
+        let mut pass = HostPass::new(shape, 70, products);
+        let loss = pass.train(&weights, (&inputs, &targets), None).loss;
+        (loss, pass.gradient().to_vec(), pass.loss(&weights, (&inputs, &targets)))
+    };
+    let (loss, gradient, validation) = run(Products::F32);
+    for (products, tolerance) in [(Products::Bf16, 0.01), (Products::Int8, 0.05)] {
+        let (rounded_loss, rounded, rounded_validation) = run(products);
+        assert!(rounded_loss != loss && (rounded_loss - loss).abs() <= 1e-3, "{products:?}: {rounded_loss} {loss}");
+        assert_eq!(rounded_validation, validation, "a loss alone is f32's");
+        for parameter in shape.parameters() {
+            let place = || parameter.place.clone();
+            let norm = |values: &[f32]| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            let differences: Vec<f32> = rounded[place()].iter().zip(&gradient[place()]).map(|(a, b)| a - b).collect();
+            let off = norm(&differences) / norm(&gradient[place()]);
+            assert!(off > 0.0 && off <= tolerance, "{products:?}, {}: {off}", parameter.name);
+        }
+    }
+}
+
+#[test]
 fn the_same_bits_at_any_number_of_threads() {
+    for products in [Products::F32, Products::Int8] {
+        same_bits_at_any_number_of_threads(products);
+    }
+}
+
+fn same_bits_at_any_number_of_threads(products: Products) {
     let shape = Shape { n_layers: 2, n_heads: 2, d_model: 32, context_length: 80, n_vocab: 20 };
     let weights = crate::initial(&shape, 0);
     let run = |n_threads: usize| {
         let threads = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
         threads.install(|| {
-            let mut pass = HostPass::new(shape, 80);
+            let mut pass = HostPass::new(shape, 80, products);
             let mut state = State::new(weights.clone());
             for step in 0..3 {
                 let (inputs, targets) = batch(&shape, 13, 80, step);
@@ -109,7 +141,7 @@ fn the_same_bits_at_any_number_of_threads() {
     let one = run(1);
     assert!(one.weights.iter().all(|weight| weight.is_finite()));
     for n_threads in [2, 3, 8] {
-        assert!(run(n_threads) == one, "{n_threads} threads");
+        assert!(run(n_threads) == one, "{products:?}, {n_threads} threads");
     }
 }
 
@@ -132,7 +164,7 @@ fn the_training_on_tensors_learns_and_goes_on_from_its_state() {
     let last = training.loss((&inputs, &targets)).unwrap();
     assert!(first >= 1.5 && last <= 0.5, "{first} to {last}");
     let state = training.state().unwrap();
-    let mut pass = HostPass::new(shape, 16);
+    let mut pass = HostPass::new(shape, 16, Products::F32);
     let on_host = pass.loss(&state.weights, (&inputs, &targets));
     assert!((on_host - last).abs() <= 1e-5, "{on_host} against {last}");
     let mut resumed = TensorTraining::new(shape, 16, &state, &Device::flex());

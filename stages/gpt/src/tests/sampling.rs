@@ -1,5 +1,6 @@
 //! Drawing text, against the model's own losses.
 
+use artifact::config::Products;
 use artifact::random::stream;
 
 use super::tiny;
@@ -17,7 +18,7 @@ fn the_likeliest_token_is_drawn_where_only_one_may_be() {
         // Once 70 tokens are read, the context begins with the last 35.
         let start = if tokens.len() <= 70 { 0 } else { tokens.len() - 35 - (tokens.len() - 71) % 36 };
         let context = &tokens[start..];
-        let mut pass = HostPass::new(shape, context.len());
+        let mut pass = HostPass::new(shape, context.len(), Products::F32);
         let mut loss = |token: u32| {
             let targets = [&context[1..], &[token]].concat();
             pass.loss(&weights, (context, &targets))

@@ -72,6 +72,9 @@ fn key(source: &ModelSource, config: &Harvest, hook: Hook) -> Value {
     if config.products != Products::F32 {
         key["harvest"]["products"] = json!(config.products);
     }
+    if config.products == Products::Int8 {
+        key["harvest"]["int8"] = json!(slices::INT8_RECIPE);
+    }
     key
 }
 

@@ -1,10 +1,10 @@
 //! AuxK: so many dead latents are asked to speak that most of them do, hence products of whole matrices.
 
 use rayon::prelude::*;
+use slices::{Mat, Onto, multiply_on_all_threads as multiply};
 
 use super::dense::BLOCK_ROWS;
 use super::dot;
-use super::product::{Mat, multiply};
 use crate::gradients::Extra;
 
 /// Dead latents reconstruct what the live ones leave.
@@ -54,11 +54,27 @@ impl Aux<'_> {
             let n = BLOCK_ROWS.min(n_rows - first);
             let x = Mat::rows(&self.x[first * d_model..(first + n) * d_model], d_model);
             acts[..n * n_dead].par_chunks_mut(n_dead).for_each(|row| row.copy_from_slice(&b_enc));
-            multiply(n, d_model, n_dead, x, Mat::rows(&w_enc, d_model).transposed(), 1.0, &mut acts, n_dead);
+            multiply(
+                (n, d_model, n_dead),
+                1.0,
+                x,
+                Mat::rows(&w_enc, d_model).transposed(),
+                Onto::Sum,
+                &mut acts,
+                n_dead,
+            );
             acts[..n * n_dead].par_chunks_mut(n_dead).for_each(|row| keep_largest(row, self.k));
             // ê − e, where e = x − x̂.
             flow[..n * d_model].copy_from_slice(&self.residuals[first * d_model..(first + n) * d_model]);
-            multiply(n, n_dead, d_model, Mat::rows(&acts, n_dead), Mat::rows(&w_dec, d_model), 1.0, &mut flow, d_model);
+            multiply(
+                (n, n_dead, d_model),
+                1.0,
+                Mat::rows(&acts, n_dead),
+                Mat::rows(&w_dec, d_model),
+                Onto::Sum,
+                &mut flow,
+                d_model,
+            );
             if let Some(left) = &mut left {
                 left[first * d_model..(first + n) * d_model].copy_from_slice(&flow[..n * d_model]);
             }
@@ -68,17 +84,16 @@ impl Aux<'_> {
             }
             let flow_mat = Mat::rows(&flow[..n * d_model], d_model);
             multiply(
-                n,
-                d_model,
-                n_dead,
+                (n, d_model, n_dead),
+                1.0,
                 flow_mat,
                 Mat::rows(&w_dec, d_model).transposed(),
-                0.0,
+                Onto::Nothing,
                 &mut grad_acts,
                 n_dead,
             );
             let acts_mat = Mat::rows(&acts[..n * n_dead], n_dead).transposed();
-            multiply(n_dead, n, d_model, acts_mat, flow_mat, 1.0, &mut extra.w_dec, d_model);
+            multiply((n_dead, n, d_model), 1.0, acts_mat, flow_mat, Onto::Sum, &mut extra.w_dec, d_model);
             for (grads, acts) in grad_acts.chunks_exact_mut(n_dead).zip(acts.chunks_exact(n_dead)).take(n) {
                 for ((grad, act), bias) in grads.iter_mut().zip(acts).zip(&mut extra.b_enc) {
                     *grad = if *act > 0.0 { *grad } else { 0.0 };
@@ -86,7 +101,7 @@ impl Aux<'_> {
                 }
             }
             let grads = Mat::rows(&grad_acts[..n * n_dead], n_dead).transposed();
-            multiply(n_dead, n, d_model, grads, x, 1.0, &mut extra.w_enc, d_model);
+            multiply((n_dead, n, d_model), 1.0, grads, x, Onto::Sum, &mut extra.w_enc, d_model);
         }
         (error, extra)
     }

@@ -1,9 +1,9 @@
 //! The dense way: products of whole matrices, for activations that are not sparse. A ReLU SAE starts half dense.
 
 use rayon::prelude::*;
+use slices::{Mat, Onto, multiply_on_all_threads as multiply};
 
 use super::latents::pull_along;
-use super::product::{Mat, multiply};
 use super::reconstruct::{Prefixes, Reconstruction, suffix_sums};
 use super::{axpy, dot};
 use crate::activation::{Activation, Flow, Own, Penalty};
@@ -66,7 +66,7 @@ pub(crate) fn dense<A: Activation>(activation: &A, input: &Dense, grads: &mut Gr
         let n = x.len() / d_model;
         pre_acts[..n * d_sae].par_chunks_mut(d_sae).for_each(|row| row.copy_from_slice(input.b_enc));
         let w_enc = Mat::rows(input.w_enc, d_model);
-        multiply(n, d_model, d_sae, Mat::rows(x, d_model), w_enc.transposed(), 1.0, &mut pre_acts, d_sae);
+        multiply((n, d_model, d_sae), 1.0, Mat::rows(x, d_model), w_enc.transposed(), Onto::Sum, &mut pre_acts, d_sae);
         let each_row = acts.par_chunks_mut(d_sae).zip(pre_acts.par_chunks(d_sae)).take(n);
         each_row.for_each(|(acts, pre)| act_row(activation, pre, acts));
         if A::HAS_GATE {
@@ -87,7 +87,7 @@ pub(crate) fn dense<A: Activation>(activation: &A, input: &Dense, grads: &mut Gr
             }
             let part = Mat::rows(&acts[start..], d_sae);
             let w_dec = Mat::rows(&input.w_dec[start * d_model..], d_model);
-            multiply(n, end - start, d_model, part, w_dec, 1.0, &mut flow[p * d_model..], stride);
+            multiply((n, end - start, d_model), 1.0, part, w_dec, Onto::Sum, &mut flow[p * d_model..], stride);
             start = end;
         }
         if A::HAS_GATE {
@@ -97,31 +97,31 @@ pub(crate) fn dense<A: Activation>(activation: &A, input: &Dense, grads: &mut Gr
             }
             let w_dec = Mat::rows(input.w_dec, d_model);
             let acts = Mat::rows(&gate_acts, d_sae);
-            multiply(n, d_sae, d_model, acts, w_dec, 1.0, &mut flow[ends.len() * d_model..], stride);
+            multiply((n, d_sae, d_model), 1.0, acts, w_dec, Onto::Sum, &mut flow[ends.len() * d_model..], stride);
         }
         flow_back(&mut flow[..n * stride], d_model, input.prefixes, n_rows, &mut found.reconstruction);
 
         // Back through the decoder, then through each latent.
-        let beta = if block == 0 { 0.0 } else { 1.0 };
+        let onto = if block == 0 { Onto::Nothing } else { Onto::Sum };
         let mut start = 0;
         for (p, &end) in ends.iter().enumerate() {
             let of_prefix = Mat::rows(&flow[p * d_model..], stride);
             let w_dec = Mat::rows(&input.w_dec[start * d_model..], d_model).transposed();
-            multiply(n, d_model, end - start, of_prefix, w_dec, 0.0, &mut grad_acts[start..], d_sae);
+            multiply((n, d_model, end - start), 1.0, of_prefix, w_dec, Onto::Nothing, &mut grad_acts[start..], d_sae);
             let acts = Mat::rows(&acts[start..], d_sae).transposed();
             let out = &mut grads.w_dec[start * d_model..end * d_model];
-            multiply(end - start, n, d_model, acts, of_prefix, beta, out, d_model);
+            multiply((end - start, n, d_model), 1.0, acts, of_prefix, onto, out, d_model);
             start = end;
         }
         if A::HAS_GATE {
             let of_gate = Mat::rows(&flow[ends.len() * d_model..], stride);
             let w_dec = Mat::rows(input.w_dec, d_model).transposed();
-            multiply(n, d_model, d_sae, of_gate, w_dec, 0.0, &mut grad_gate, d_sae);
+            multiply((n, d_model, d_sae), 1.0, of_gate, w_dec, Onto::Nothing, &mut grad_gate, d_sae);
         }
         let elementwise = Elementwise { activation, n, d_sae, pre_acts: &pre_acts, acts: &acts, grad_gate: &grad_gate };
         elementwise.run(&mut grad_acts, grads, &mut found);
         let grad_pre = Mat::rows(&grad_acts, d_sae).transposed();
-        multiply(d_sae, n, d_model, grad_pre, Mat::rows(x, d_model), beta, &mut grads.w_enc, d_model);
+        multiply((d_sae, n, d_model), 1.0, grad_pre, Mat::rows(x, d_model), onto, &mut grads.w_enc, d_model);
     }
     for j in 0..d_sae {
         let row = j * d_model..(j + 1) * d_model;

@@ -42,7 +42,6 @@ mod compare;
 mod dense;
 mod dot;
 mod latents;
-mod product;
 mod reconstruct;
 pub(crate) mod screen;
 mod settle;
@@ -54,7 +53,6 @@ pub(crate) use collect::{Bounds, EncoderInput, TokenBounds, Top, collect, collec
 pub(crate) use dense::{Dense, dense};
 pub(crate) use dot::{dot, dots};
 pub(crate) use latents::{Backward, Totals, backward, finish_rows};
-pub(crate) use product::products;
 pub(crate) use reconstruct::{Prefixes, decode_rows, reconstruct};
 pub(crate) use sliced::{BLOCK_ROWS, Sliced};
 

@@ -1,7 +1,8 @@
 //! Causal attention with grouped heads, on slices.
 
-use super::kernels::{causal_softmax, rotate, softcap, vectorised};
-use super::linear::{Matrix, multiply};
+use slices::{Mat, Onto, causal_softmax, multiply, vectorised};
+
+use super::kernels::{rotate, softcap};
 use crate::config::ModelConfig;
 use crate::rope::Rope;
 
@@ -33,24 +34,17 @@ pub(crate) fn attend(
             let values = &qkv[(n_heads + n_kv_heads + kv_head) * d_head..];
             for first in (0..context).step_by(QUERIES_PER_TILE) {
                 let end = (first + QUERIES_PER_TILE).min(context);
-                let queries = &qkv[first * width + head * d_head..];
-                let queries = Matrix { values: queries, row_stride: width, column_stride: 1 };
-                let keys = Matrix { values: keys, row_stride: 1, column_stride: width };
-                let values = Matrix { values, row_stride: width, column_stride: 1 };
-                let n_queries = end - first;
-                let scores = &mut scores[..n_queries * end];
-                let out = &mut out[first * d_queries + head * d_head..];
-                assert!(out.len() >= (n_queries - 1) * d_queries + d_head, "the output is too short");
-                // SAFETY: `scores` holds n_queries × end values, `out` the head's columns of n_queries rows.
-                unsafe {
-                    multiply(n_queries, end, d_head, queries, keys, scores.as_mut_ptr(), end);
-                    if let Some(cap) = config.attention.softcap {
-                        softcap(scores, cap);
-                    }
-                    causal_softmax(scores, end, first, window);
-                    let scores = Matrix { values: scores, row_stride: end, column_stride: 1 };
-                    multiply(n_queries, d_head, end, scores, values, out.as_mut_ptr(), d_queries);
+                let (n_queries, seen) = (end - first, &mut scores[..(end - first) * end]);
+                let queries = Mat::rows(&qkv[first * width + head * d_head..], width);
+                let keys = Mat::rows(keys, width).transposed();
+                multiply((n_queries, d_head, end), 1.0, queries, keys, Onto::Nothing, seen, end);
+                if let Some(cap) = config.attention.softcap {
+                    softcap(seen, cap);
                 }
+                causal_softmax(seen, end, end, first, window);
+                let (weights, values) = (Mat::rows(seen, end), Mat::rows(values, width));
+                let out = &mut out[first * d_queries + head * d_head..];
+                multiply((n_queries, end, d_head), 1.0, weights, values, Onto::Nothing, out, d_queries);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The blocks on the CPU: matrix products by the `gemm` crate or on rounded operands, everything else in one pass over slices.
+//! The blocks on the CPU, on slices: matrix products in f32 or on rounded operands, everything else in one pass over rows.
 //!
 //! Contexts are independent of each other, so threads take whole contexts and each product runs on one thread.
 //! Beside being faster than splitting every product over the threads, this makes results independent of their number.
@@ -6,7 +6,6 @@
 mod attention;
 pub(crate) mod kernels;
 mod linear;
-mod packed;
 
 use anyhow::Result;
 use artifact::config::Products;
@@ -17,7 +16,7 @@ use crate::forward::Blocks;
 use crate::rope::Rope;
 use crate::weights::{BlockWeights, LinearWeights, NormWeights, Weights};
 use linear::Linear;
-pub(crate) use linear::transposed;
+use slices::RoundingRoom;
 
 /// Rows that go through a product together: enough to pay for packing the weights, few enough for the cache.
 const ROWS_PER_PIECE: usize = 512;
@@ -100,10 +99,11 @@ impl Blocks for HostPass<'_> {
         let config = &self.weights.config;
         let window = config.attention.window(block);
         let block = &self.weights.blocks[block];
+        let mut room = RoundingRoom::default();
         let mut qkv = Vec::with_capacity(x.len() / config.d_model * block.qkv.d_out());
         for rows in x.chunks(ROWS_PER_PIECE * config.d_model) {
             let normed = self.norm(rows, &block.attn_norm);
-            block.qkv.append(&normed, config.d_model, &mut qkv); // [T, (n_heads + 2 n_kv_heads) d_head]
+            block.qkv.append(&normed, config.d_model, &mut qkv, &mut room); // [T, (n_heads + 2 n_kv_heads) d_head]
         }
         if config.attention.has_qk_norm {
             let (width, eps, n_heads) = (config.d_qkv(), config.norm.eps, config.n_heads);
@@ -112,30 +112,31 @@ impl Blocks for HostPass<'_> {
         }
         let heads = attention::attend(&mut qkv, config, window, self.rope, self.context); // [T, n_heads d_head]
         let mut out = Vec::with_capacity(x.len());
-        block.attn_out.append(&heads, config.n_heads * config.d_head, &mut out); // [T, d_model]
+        block.attn_out.append(&heads, config.n_heads * config.d_head, &mut out, &mut room); // [T, d_model]
         self.post_norm(out, block.attn_post_norm.as_ref())
     }
 
     fn feed_forward(&self, block: usize, x: &Vec<f32>) -> Vec<f32> {
         let (config, block) = (&self.weights.config, &self.weights.blocks[block]);
         let activation = config.feed_forward.activation;
+        let mut room = RoundingRoom::default();
         let mut out = Vec::with_capacity(x.len());
         for rows in x.chunks(ROWS_PER_PIECE * config.d_model) {
             let normed = self.norm(rows, &block.ffn_norm);
             let mut up = Vec::new();
-            block.up.append(&normed, config.d_model, &mut up); // [T, d_ffn], or [T, 2 d_ffn] with a gate
+            block.up.append(&normed, config.d_model, &mut up, &mut room); // [T, d_ffn], or [T, 2 d_ffn] with a gate
             if config.feed_forward.is_gated {
                 kernels::activate_gated(&mut up, config.d_ffn, activation);
             } else {
                 kernels::activate(&mut up, activation);
             }
-            block.down.append(&up, block.up.d_out(), &mut out); // [T, d_model]
+            block.down.append(&up, block.up.d_out(), &mut out, &mut room); // [T, d_model]
         }
         self.post_norm(out, block.ffn_post_norm.as_ref())
     }
 
     fn add(&self, mut x: Vec<f32>, y: &Vec<f32>) -> Vec<f32> {
-        kernels::add(&mut x, y);
+        slices::add(&mut x, y);
         x
     }
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail};
+use slices::transposed;
 
 use super::{BlockWeights, LinearWeights, NormWeights, Weights};
 use crate::config::{Described, Family, ModelConfig, NormKind};
-use crate::host::transposed;
 use crate::safetensors::TensorFiles;
 
 #[derive(Debug)]

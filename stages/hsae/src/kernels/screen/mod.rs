@@ -16,7 +16,7 @@ mod rows;
 pub(crate) use encoder::PackedEncoder;
 pub(super) use rows::PackedRows;
 
-use super::product::{Mat, multiply_here};
+use slices::{Mat, Onto, multiply};
 
 /// Latents per panel: the packed matrix holds them side by side.
 pub(crate) const PANEL: usize = 16;
@@ -165,7 +165,7 @@ impl Screen<'_> {
                 let d_model = self.encoder.d_model();
                 let x = Mat::rows(&self.x[rows.start * d_model..], d_model);
                 let w = Mat::rows(&self.w_enc[latents.start * d_model..], d_model).transposed();
-                multiply_here(rows.len(), d_model, latents.len(), x, w, out, stride);
+                multiply((rows.len(), d_model, latents.len()), 1.0, x, w, Onto::Nothing, out, stride);
             }
             #[cfg(target_arch = "x86_64")]
             path => {

@@ -1,9 +1,8 @@
 //! The products against plain ones of the same rounded operands, in 64-bit floats.
 
-use std::mem::MaybeUninit;
-
 use super::int8::rounded;
-use super::{Bf16Weights, Int8Weights, to_bf16};
+use super::{Bf16Weights, Int8Weights, Rows, to_bf16};
+use crate::product::Out;
 
 /// Shapes that fill tiles, panels and blocks, and that leave some of each empty: (rows, d_in, d_out).
 const SHAPES: [(usize, usize, usize); 9] = [
@@ -28,9 +27,9 @@ fn random(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| (2.0 * next() - 1.0) * if next() < 0.2 { 0.01 } else { 1.0 }).collect()
 }
 
-fn found(n: usize, product: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+fn found(n: usize, product: impl FnOnce(Out)) -> Vec<f32> {
     let mut out = Vec::with_capacity(n);
-    product(&mut out.spare_capacity_mut()[..n]);
+    product(Out::Fresh(&mut out.spare_capacity_mut()[..n]));
     // SAFETY: the product writes all of it; a value that it forgot would be some number, and fail the comparison.
     unsafe { out.set_len(n) };
     out
@@ -83,7 +82,7 @@ fn int8_products_are_those_of_values_in_steps() {
         for stride in [d_in, d_in + 3] {
             let (x, w) = (random(n * stride, 1), random(d_out * d_in, 2));
             let weights = Int8Weights::new(&w, d_in);
-            let found = found(n * d_out, |out| weights.product(&x, stride, out));
+            let found = found(n * d_out, |out| weights.multiply(&x, stride, out, &mut Rows::default()));
             let (x_steps, w_steps) = (in_steps(&x, stride, d_in), in_steps(&w, d_in, d_in));
             let in_steps = off(&found, &plain(&x_steps, stride, &w_steps, d_in));
             // A value halfway between two steps may go the other way: one in some hundred thousand.
@@ -99,9 +98,10 @@ fn int8_products_have_the_same_bits_on_every_processor() {
     for (n, d_in, d_out) in SHAPES {
         let (x, w) = (random(n * d_in, 3), random(d_out * d_in, 4));
         let weights = Int8Weights::new(&w, d_in);
-        let best = found(n * d_out, |out| weights.product(&x, d_in, out));
-        let rows = weights.round_rows(&x, d_in, rounded);
-        let anywhere = found(n * d_out, |out| weights.product_anywhere(&rows, out));
+        let best = found(n * d_out, |out| weights.multiply(&x, d_in, out, &mut Rows::default()));
+        let mut rows = Rows::default();
+        weights.round_rows(&x, d_in, rounded, &mut rows);
+        let anywhere = found(n * d_out, |out| weights.multiply_anywhere(&rows, out));
         assert_eq!(best, anywhere, "{n} {d_in} {d_out}");
     }
 }
@@ -113,7 +113,7 @@ fn bf16_products_are_those_of_rounded_values() {
             let (x, w) = (random(n * stride, 5), random(d_out * d_in, 6));
             let Some(weights) = Bf16Weights::new(&w, d_in) else { continue };
             let expected = plain(&as_f64(&to_bf16(&x)), stride, &as_f64(&to_bf16(&w)), d_in);
-            let off = off(&found(n * d_out, |out| weights.product(&x, stride, out)), &expected);
+            let off = off(&found(n * d_out, |out| weights.multiply(&x, stride, out)), &expected);
             assert!(off <= 1e-6, "{n} {d_in} {d_out}: off by {off:e}");
         }
     }
@@ -126,8 +126,8 @@ fn a_row_is_the_same_whatever_stands_beside_it() {
     let (int8, bf16) = (Int8Weights::new(&w, d_in), Bf16Weights::new(&w, d_in));
     let of = |x: &[f32]| {
         let n = x.len() / d_in * d_out;
-        let int8 = found(n, |out| int8.product(x, d_in, out));
-        let bf16 = bf16.iter().map(|bf16| found(n, |out| bf16.product(x, d_in, out)));
+        let int8 = found(n, |out| int8.multiply(x, d_in, out, &mut Rows::default()));
+        let bf16 = bf16.iter().map(|bf16| found(n, |out| bf16.multiply(x, d_in, out)));
         std::iter::once(int8).chain(bf16).collect::<Vec<_>>()
     };
     let together = of(&x);
@@ -145,9 +145,9 @@ fn what_is_not_finite_comes_through() {
         let mut x = random(2 * d_in, 9);
         x[d_in + 66] = bad;
         let w = random(d_out * d_in, 10);
-        let int8 = found(2 * d_out, |out| Int8Weights::new(&w, d_in).product(&x, d_in, out));
+        let int8 = found(2 * d_out, |out| Int8Weights::new(&w, d_in).multiply(&x, d_in, out, &mut Rows::default()));
         let bf16 = Bf16Weights::new(&w, d_in);
-        let bf16 = bf16.map(|weights| found(2 * d_out, |out| weights.product(&x, d_in, out)));
+        let bf16 = bf16.map(|weights| found(2 * d_out, |out| weights.multiply(&x, d_in, out)));
         for found in std::iter::once(int8).chain(bf16) {
             assert!(found[..d_out].iter().all(|y| y.is_finite()));
             assert!(found[d_out..].iter().all(|y| !y.is_finite()), "{bad}: {found:?}");

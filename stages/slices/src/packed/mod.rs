@@ -9,10 +9,12 @@ mod int8;
 mod tests;
 
 pub(crate) use bf16::{Bf16Weights, to_bf16};
-pub(crate) use int8::Int8Weights;
+pub use int8::INT8_RECIPE;
+pub(crate) use int8::{Int8Weights, Rows};
 
 /// Outputs side by side: the 32-bit lanes of an AVX-512 register.
 const PANEL: usize = 16;
+
 /// Where the products of some rows with a group of outputs go, for kernels of 512-bit registers.
 #[cfg(target_arch = "x86_64")]
 mod group {

@@ -5,11 +5,13 @@
 //! product as it was: on residual streams that halves the error of the same integers.
 //! Source: Ashkboos et al. 2024, "QuaRot", equation 2, here with rotations of single blocks.
 
-use std::mem::MaybeUninit;
-
 use rayon::prelude::*;
 
 use super::PANEL;
+use crate::product::Out;
+
+/// Raised when the same operands come to other products.
+pub const INT8_RECIPE: u32 = 2;
 
 /// Inputs that are turned together.
 const BLOCK: usize = 64;
@@ -47,7 +49,7 @@ struct PanelWords([[u8; WORD]; PANEL]);
 
 /// Rows, rounded: tiles of TILE rows, the last of what is left, in which the same block of all rows lies together.
 #[derive(Debug, Default)]
-pub(super) struct Rows {
+pub(crate) struct Rows {
     /// For each tile of N rows [n_blocks, N].
     blocks: Vec<[i8; BLOCK]>,
     /// For each tile of N rows [n_scales, N]; and −128 times the sum of the integers, for what was added to weights.
@@ -82,16 +84,16 @@ impl Int8Weights {
         Self { words, scales, d_in, d_out: rows.len() / d_in }
     }
 
-    /// Shapes: x [n, x_stride], of which a row's first d_in values are read → out [n, d_out], all of it written.
-    pub(crate) fn product(&self, x: &[f32], x_stride: usize, out: &mut [MaybeUninit<f32>]) {
+    /// Shapes: x [n, x_stride], of which a row's first d_in values are read → out [n, d_out].
+    pub(crate) fn multiply(&self, x: &[f32], x_stride: usize, out: Out, rows: &mut Rows) {
         let n_rows = x.len() / x_stride;
         assert!(x_stride >= self.d_in && out.len() == n_rows * self.d_out, "out is [n, d_out]");
-        let rows = self.round_rows(x, x_stride, best_rounded());
+        self.round_rows(x, x_stride, best_rounded(), rows);
         #[cfg(target_arch = "x86_64")]
         if avx512::is_available() {
-            return avx512::product(self, &rows, n_rows, out);
+            return avx512::multiply(self, rows, n_rows, out);
         }
-        self.product_anywhere(&rows, out);
+        self.multiply_anywhere(rows, out);
     }
 
     fn n_blocks(&self) -> usize {
@@ -102,13 +104,11 @@ impl Int8Weights {
         self.n_blocks().div_ceil(SHARING)
     }
 
-    pub(super) fn round_rows(&self, x: &[f32], x_stride: usize, rounded: Rounding) -> Rows {
+    pub(super) fn round_rows(&self, x: &[f32], x_stride: usize, rounded: Rounding, rows: &mut Rows) {
         let (n_blocks, n_scales, n_rows) = (self.n_blocks(), self.n_scales(), x.len() / x_stride);
-        let mut rows = Rows {
-            blocks: vec![[0; BLOCK]; n_rows * n_blocks],
-            scales: vec![0.0; n_rows * n_scales],
-            corrections: vec![0; n_rows * n_scales],
-        };
+        rows.blocks.resize(n_rows * n_blocks, [0; BLOCK]);
+        rows.scales.resize(n_rows * n_scales, 0.0);
+        rows.corrections.resize(n_rows * n_scales, 0);
         for (row, x) in x.chunks_exact(x_stride).enumerate() {
             let first = row / TILE * TILE;
             let (n, at) = (TILE.min(n_rows - first), row % TILE);
@@ -119,21 +119,25 @@ impl Int8Weights {
                 rows.corrections[first * n_scales + i * n + at] = -EXCESS * sum;
             }
         }
-        rows
     }
 
     /// The same sums in the same order without the instruction. Integers are exact, and what is fused there is fused here:
     /// all processors give the same bits.
-    pub(super) fn product_anywhere(&self, rows: &Rows, out: &mut [MaybeUninit<f32>]) {
+    pub(super) fn multiply_anywhere(&self, rows: &Rows, mut out: Out) {
         let (n_blocks, n_scales, n_rows) = (self.n_blocks(), self.n_scales(), out.len() / self.d_out);
-        for (row, out) in out.chunks_exact_mut(self.d_out).enumerate() {
+        for row in 0..n_rows {
             let first = row / TILE * TILE;
             let (n, at) = (TILE.min(n_rows - first), row % TILE);
             let blocks = &rows.blocks[first * n_blocks..][..n * n_blocks];
-            for (panel, out) in out.chunks_mut(PANEL).enumerate() {
-                let (group, panel) = (panel / PANELS, panel % PANELS);
+            for first_output in (0..self.d_out).step_by(PANEL) {
+                let (group, panel) = (first_output / OUTPUTS, first_output % OUTPUTS / PANEL);
+                let end = self.d_out.min(first_output + PANEL);
+                let place = row * self.d_out + first_output..row * self.d_out + end;
                 let weights = &self.words[group * n_blocks * WORDS * PANELS..][..n_blocks * WORDS * PANELS];
-                let mut sums = [0.0f32; PANEL];
+                let mut sums = [0.0; PANEL];
+                if let Out::Sum(out) = &out {
+                    sums[..place.len()].copy_from_slice(&out[place.clone()]);
+                }
                 for scale in 0..n_scales {
                     let of_x = first * n_scales + scale * n + at;
                     let mut whole = [rows.corrections[of_x]; PANEL];
@@ -151,7 +155,10 @@ impl Int8Weights {
                         *sum = (whole as f32).mul_add(rows.scales[of_x] * w_scale, *sum);
                     }
                 }
-                out.write_copy_of_slice(&sums[..out.len()]);
+                match &mut out {
+                    Out::Fresh(out) => _ = out[place.clone()].write_copy_of_slice(&sums[..place.len()]),
+                    Out::Sum(out) => out[place.clone()].copy_from_slice(&sums[..place.len()]),
+                }
             }
         }
     }
@@ -214,10 +221,10 @@ fn turned(mut block: [f32; BLOCK]) -> [f32; BLOCK] {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::*;
-    use std::mem::MaybeUninit;
 
     use super::super::group::Group;
     use super::{BLOCK, Int8Weights, OUTPUTS, PANEL, PANELS, Rows, SHARING, TILE, WORDS, unit_of};
+    use crate::product::Out;
 
     /// Scales of a group's weights that stay in the first cache while all rows go past: 36 KiB.
     const SCALES_IN_CACHE: usize = 3;
@@ -296,7 +303,7 @@ mod avx512 {
         _mm512_fmadd_ps(x, sign(3), _mm512_shuffle_f32x4::<0b01_00_11_10>(x, x))
     }
 
-    pub(super) fn product(weights: &Int8Weights, rows: &Rows, n_rows: usize, out: &mut [MaybeUninit<f32>]) {
+    pub(super) fn multiply(weights: &Int8Weights, rows: &Rows, n_rows: usize, mut out: Out) {
         let (n_blocks, n_scales, d_out) = (weights.n_blocks(), weights.n_scales(), weights.d_out);
         assert!(rows.blocks.len() == n_rows * n_blocks, "rows [n, d_in]");
         assert!(rows.scales.len() == n_rows * n_scales && rows.corrections.len() == n_rows * n_scales, "a scale each");
@@ -304,7 +311,7 @@ mod avx512 {
         let n_groups = d_out.div_ceil(OUTPUTS);
         assert!(weights.words.len() == n_groups * n_blocks * WORDS * PANELS, "whole groups of outputs");
         assert!(weights.scales.len() == n_groups * n_scales * OUTPUTS, "a scale each");
-        let out = out.as_mut_ptr().cast::<f32>();
+        let (is_sum, out) = (out.is_sum(), out.as_mut_ptr());
         let parts = |group| (0..n_scales).step_by(SCALES_IN_CACHE).map(move |first| (group, first));
         for (group, first) in (0..n_groups).flat_map(parts) {
             for row in (0..n_rows).step_by(TILE) {
@@ -318,7 +325,7 @@ mod avx512 {
                     w: weights.words[(group * n_blocks + first_block) * WORDS * PANELS..].as_ptr().cast(),
                     w_scales: weights.scales[(group * n_scales + first) * OUTPUTS..].as_ptr(),
                     n_blocks: (SCALES_IN_CACHE * SHARING).min(n_blocks - first_block),
-                    out: Group::new(out.wrapping_add(row * d_out), d_out, group * OUTPUTS, first > 0),
+                    out: Group::new(out.wrapping_add(row * d_out), d_out, group * OUTPUTS, is_sum || first > 0),
                 };
                 // SAFETY: `is_available` was asked, the slices hold what the tile points to, as asserted, and `out` is ours.
                 unsafe { KERNELS[n - 1](tile) };

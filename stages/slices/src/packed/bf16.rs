@@ -1,12 +1,11 @@
 //! Products of operands rounded to bf16, 8 bits of mantissa, with sums in f32.
 
-use std::mem::MaybeUninit;
-
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::PANEL;
+use crate::product::Out;
 
 /// Outputs whose weights lie together, in panels, and rows that a kernel takes at once: 24 sums, which leaves registers for
 /// what they are made of.
@@ -33,12 +32,12 @@ impl Bf16Weights {
         None
     }
 
-    /// Shapes: x [n, x_stride], of which a row's first d_in values are read → out [n, d_out], all of it written.
-    pub(crate) fn product(&self, x: &[f32], x_stride: usize, out: &mut [MaybeUninit<f32>]) {
+    /// Shapes: x [n, x_stride], of which a row's first d_in values are read → out [n, d_out].
+    pub(crate) fn multiply(&self, x: &[f32], x_stride: usize, out: Out) {
         let n_rows = x.len() / x_stride;
         assert!(x_stride >= self.d_in && out.len() == n_rows * self.d_out, "out is [n, d_out]");
         #[cfg(target_arch = "x86_64")]
-        avx512::product(&self.pairs, &self.tiles(x, x_stride), self.d_in.div_ceil(2), self.d_out, out);
+        avx512::multiply(&self.pairs, &self.tiles(x, x_stride), self.d_in.div_ceil(2), self.d_out, out);
         #[cfg(not(target_arch = "x86_64"))]
         unreachable!("made on x86-64 alone");
     }
@@ -85,12 +84,12 @@ pub(crate) fn to_bf16(values: &[f32]) -> Vec<f32> {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::*;
-    use std::mem::MaybeUninit;
 
     use half::bf16;
 
     use super::super::group::Group;
     use super::{OUTPUTS, PANEL, PANELS, TILE};
+    use crate::product::Out;
 
     /// Pairs of a group's weights that stay in the first cache while all rows go past: 24 KiB.
     const PAIRS_IN_CACHE: usize = 192;
@@ -100,17 +99,11 @@ mod avx512 {
     }
 
     /// Shapes: weights as in `Bf16Weights`, rows as `tiles` makes them → out [n, d_out].
-    pub(super) fn product(
-        weights: &[[bf16; 2]],
-        rows: &[[bf16; 2]],
-        n_pairs: usize,
-        d_out: usize,
-        out: &mut [MaybeUninit<f32>],
-    ) {
+    pub(super) fn multiply(weights: &[[bf16; 2]], rows: &[[bf16; 2]], n_pairs: usize, d_out: usize, mut out: Out) {
         let n_rows = rows.len() / n_pairs;
         assert!(out.len() == n_rows * d_out, "out is [n, d_out]");
         assert!(weights.len() == d_out.div_ceil(OUTPUTS) * n_pairs * OUTPUTS, "whole groups of outputs");
-        let out = out.as_mut_ptr().cast::<f32>();
+        let (is_sum, out) = (out.is_sum(), out.as_mut_ptr());
         let parts = |group| (0..n_pairs).step_by(PAIRS_IN_CACHE).map(move |first| (group, first));
         for (group, first) in (0..d_out.div_ceil(OUTPUTS)).flat_map(parts) {
             for row in (0..n_rows).step_by(TILE) {
@@ -119,7 +112,7 @@ mod avx512 {
                     x: rows[row * n_pairs + first * n..].as_ptr().cast(),
                     w: weights[(group * n_pairs + first) * OUTPUTS..].as_ptr().cast(),
                     n_pairs: PAIRS_IN_CACHE.min(n_pairs - first),
-                    out: Group::new(out.wrapping_add(row * d_out), d_out, group * OUTPUTS, first > 0),
+                    out: Group::new(out.wrapping_add(row * d_out), d_out, group * OUTPUTS, is_sum || first > 0),
                 };
                 // SAFETY: weights are there because `is_available` was asked; the slices hold what the tile points to, as
                 // asserted, and `out` is ours.
