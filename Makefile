@@ -40,12 +40,17 @@ all: report ## run every stage that is not up to date, then say where the report
 $(STAGES): %: $(RUN)/%/manifest.json ## run one stage, and what it needs
 
 # Who reads whom.
-$(RUN)/harvest/manifest.json: $(RUN)/fetch/manifest.json $(PRETRAIN:%=$(RUN)/%/manifest.json)
+$(RUN)/harvest/manifest.json: $(RUN)/fetch/manifest.json $(PRETRAIN:%=$(RUN)/%/sample/manifest.json)
 $(RUN)/pretrain/manifest.json: $(RUN)/fetch/manifest.json
 $(RUN)/train/manifest.json:   $(RUN)/harvest/manifest.json
 $(RUN)/recover/manifest.json: $(RUN)/train/manifest.json
 $(RUN)/probe/manifest.json:   $(RUN)/train/manifest.json
 $(RUN)/report/manifest.json:  $(RUN)/recover/manifest.json $(RUN)/probe/manifest.json
+
+# A model whose sample failed is whole, and yet not all that the stage makes.
+pretrain: $(PRETRAIN:%=$(RUN)/%/sample/manifest.json)
+$(RUN)/pretrain/sample/manifest.json: $(RUN)/pretrain/manifest.json
+	@[ $@ -nt $< ] || $(BIN)/pretrain $(FLAGS)
 
 $(RUN)/%/manifest.json: $(CONFIGS) $(RUN)/.config $(BIN)/%
 	@echo "== $*"

@@ -23,6 +23,7 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "1073741824")
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from peak import peak_gflops
 from transformers import AutoModelForCausalLM
 
 
@@ -88,16 +89,6 @@ class LlamaCpp:
         return time.perf_counter() - start
 
 
-def peak_gflops():
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        times.append(time.perf_counter() - start)
-    return 2 * 2048**3 / min(times) / 1e9
-
-
 def flops_per_token(config, n_blocks, length):
     d_head = config.head_dim or config.hidden_size // config.num_attention_heads
     heads, keys = config.num_attention_heads * d_head, config.num_key_value_heads * d_head
@@ -142,7 +133,7 @@ def main():
 
     theirs = Transformers(args.model, args.block, tokens)
     config, n_layers = theirs.model.config, theirs.model.config.num_hidden_layers
-    peak = peak_gflops()
+    peak = peak_gflops(torch)
     out = {"threads": args.threads, "peak_gflops": round(peak)}
     ours = {products: Ours(args.model, args.block, tokens, products) for products in PRODUCTS}
     times = turns({**ours, "transformers": theirs}, args.rounds)

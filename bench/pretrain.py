@@ -28,6 +28,7 @@ os.environ.setdefault("MALLOC_TOP_PAD_", "1073741824")
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peak import peak_gflops
 from torch import nn
 
 SIZES = {
@@ -124,16 +125,6 @@ class Ours:
         return seconds
 
 
-def peak_gflops():
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        times.append(time.perf_counter() - start)
-    return 2 * 2048**3 / min(times) / 1e9
-
-
 def flops_per_token(size, n_vocab):
     d = size["d_model"]
     block = 2 * 12 * d * d + 2 * d * (size["context"] + 1)
@@ -181,11 +172,12 @@ def main():
                 times[name].append(subject.run())
             for products in ours:
                 gaps[products].append(abs(ours[products].loss - subjects["torch"].loss))
-    # A few dozen steps of f32 in another order; with dropout the two drop other values.
-    if not size["dropout"] and "f32" in ours and not max(gaps["f32"]) <= 0.02:
-        raise SystemExit(f"they do not compute the same: losses differ by {max(gaps['f32'])}")
+    # A few dozen steps in another order, or rounded; with dropout the two drop other values.
+    for products, gap in gaps.items():
+        if not size["dropout"] and not max(gap) <= (0.02 if products == "f32" else 0.05):
+            raise SystemExit(f"{products}: they do not compute the same: losses differ by {max(gap)}")
     n_tokens = args.batches * size["batch"] * size["context"]
-    peak, flops = peak_gflops(), flops_per_token(size, len(symbols))
+    peak, flops = peak_gflops(torch), flops_per_token(size, len(symbols))
     speed = {name: n_tokens / statistics.median(seconds) for name, seconds in times.items()}
     ratios = {products: [b / a for a, b in zip(times[products], times["torch"])] for products in ours}
     print(json.dumps({

@@ -17,6 +17,8 @@ import statistics
 import sys
 import time
 
+from peak import peak_gflops
+
 MATRYOSHKA_FRACTIONS = [1 / 8, 7 / 8]   # of the latents, as train_steps has them
 L1_PENALTY = 0.1                        # StandardTrainer's default, held constant
 
@@ -153,17 +155,6 @@ def saelens(args, w_dec, mean, parts):
         return lambda: x - out
 
     return step, sae.encode
-
-
-def peak_gflops(torch):
-    """The best of five products of 2048² f32 matrices."""
-    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 / best / 1e9
 
 
 def main():

@@ -266,4 +266,5 @@ def main(out, full_size=None):
         print(name, size, sorted(file.name for file in folder.iterdir()), "max", found["logits"].abs().max().item())
 
 
-main(Path(sys.argv[1]), *sys.argv[2:])
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

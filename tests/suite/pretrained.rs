@@ -84,6 +84,7 @@ fn runs_at_other_hooks_have_the_same_model_without_training_it() {
         assert!(other.said(stage).contains("up to date"), "{stage}");
     }
     assert_eq!(other.manifests()["pretrain"], run.manifests()["pretrain"]);
+    assert!(!other.said("pretrain").contains("wrote"), "its sample came with it");
 }
 
 #[test]
@@ -105,9 +106,33 @@ fn an_interrupted_pretraining_becomes_what_it_would_have_become() {
 }
 
 #[test]
+fn rounded_products_make_another_model_that_goes_on_where_it_was_interrupted() {
+    let run = written();
+    run.edit("n_steps: 120", "products: int8, n_steps: 120");
+    run.expect("fetch", &[]);
+    let checkpoint = run.folder.join("pretrain/checkpoint/state.safetensors");
+    let mut process = run.command("pretrain").env("RAYON_NUM_THREADS", "1").spawn().unwrap();
+    let start = Instant::now();
+    while !checkpoint.exists() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no checkpoint in a minute");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert!(run.said("pretrain").contains("going on from step"));
+    let interrupted = run.manifests();
+    run.expect("pretrain", &["--force"]);
+    assert_eq!(changed(&interrupted, &run.manifests()), [""; 0]);
+    let curve: Vec<PretrainRow> = read_rows(&run.folder.join("pretrain/curve.parquet")).unwrap();
+    assert!(curve.last().and_then(|row| row.validation_loss).is_some_and(|loss| loss <= 1.2), "{:?}", curve.last());
+    assert_ne!(pretrained().manifests()["pretrain"], interrupted["pretrain"]);
+}
+
+#[test]
 fn what_cannot_be_trained_is_said_in_one_line() {
     let run = written();
     run.expect("fetch", &[]);
+    run.expect("pretrain", &["--status"]);
     let message = run.expect_error("harvest", &[]);
     assert!(message.contains("nothing published there yet; run `make pretrain`"), "{message}");
     run.edit("prompt: the", "prompt: Zebra");

@@ -97,7 +97,8 @@ fn agent(own: Option<String>) -> Result<ureq::Agent> {
     let tls = TlsConfig::builder().root_certs(roots).build();
     let seconds = |n| Some(Duration::from_secs(n));
     // A server that is there answers soon; a large file over a slow line may take its time.
-    let config = ureq::Agent::config_builder().tls_config(tls).timeout_connect(seconds(20));
+    let config =
+        ureq::Agent::config_builder().tls_config(tls).timeout_resolve(seconds(20)).timeout_connect(seconds(20));
     Ok(config.timeout_recv_response(seconds(60)).timeout_recv_body(seconds(3600)).build().into())
 }
 

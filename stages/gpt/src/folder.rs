@@ -44,7 +44,14 @@ pub fn read(folder: &Path) -> Result<(Shape, Vec<f32>, Vocabulary)> {
         context_length: number("n_positions")?,
         n_vocab: number("vocab_size")?,
     };
-    let vocabulary = Vocabulary::from_json(&tokenizer, number("bos_token_id")? as u32)
+    ensure!(
+        shape.n_heads > 0 && shape.d_model.is_multiple_of(shape.n_heads),
+        "{}: n_embd = {} does not divide into n_head = {}",
+        folder.join("config.json").display(),
+        shape.d_model,
+        shape.n_heads
+    );
+    let vocabulary = Vocabulary::from_json(&tokenizer, number("bos_token_id")?)
         .with_context(|| folder.join("tokenizer.json").display().to_string())?;
     ensure!(
         vocabulary.n_tokens() == shape.n_vocab,
@@ -60,6 +67,7 @@ pub fn read(folder: &Path) -> Result<(Shape, Vec<f32>, Vocabulary)> {
 
 fn values(shape: &Shape, bytes: &[u8]) -> Result<Vec<f32>> {
     let tensors = SafeTensors::deserialize(bytes)?;
+    ensure!(shape.n_layers <= tensors.len(), "{} tensors, too few for {} blocks", tensors.len(), shape.n_layers);
     let mut weights = Vec::new();
     for parameter in shape.parameters() {
         let name = format!("transformer.{}", parameter.name);

@@ -23,13 +23,13 @@ pub fn cuda() -> Result<Device> {
     #[cfg(feature = "cuda")]
     {
         // burn panics where there is no driver.
-        let add = || {
+        let found = artifact::guarded::guarded("CUDA", || {
             let device = Device::cuda(0);
             let two = Tensor::<1>::from_data(TensorData::new(vec![2f32], [1]), &device);
             scalar(two + 1.0).map(|sum| (device, sum))
-        };
-        match std::panic::catch_unwind(add) {
-            Ok(Ok((device, 3.0))) => return Ok(device),
+        });
+        match found {
+            Ok((device, 3.0)) => Ok(device),
             _ => bail!("there is no GPU that CUDA can use"),
         }
     }

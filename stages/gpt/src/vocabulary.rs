@@ -26,14 +26,14 @@ impl Vocabulary {
     }
 
     /// From `tokenizer.json`, as `tokenizer_json` makes it. Errors: it was not made here.
-    pub(crate) fn from_json(json: &Value, separator: u32) -> Result<Self> {
+    pub(crate) fn from_json(json: &Value, separator: usize) -> Result<Self> {
         let names = json["model"]["vocab"].as_object().context("model.vocab is missing")?;
         let byte_of = |name: &str| (0..=255).find(|&byte| name.chars().eq([symbol(byte)]));
         let bytes: Option<Vec<u8>> = names.keys().map(|name| byte_of(name)).collect();
         let is_ordered = names.values().enumerate().all(|(i, token)| token.as_u64() == Some(i as u64));
         let bytes = bytes.filter(|_| is_ordered).context("model.vocab is not one of single bytes")?;
-        ensure!((separator as usize) < bytes.len(), "token {separator} is not in it");
-        Ok(Self { bytes, separator })
+        ensure!(separator < bytes.len(), "token {separator} is not in it");
+        Ok(Self { bytes, separator: separator as u32 })
     }
 
     pub fn n_tokens(&self) -> usize {

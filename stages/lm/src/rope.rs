@@ -39,11 +39,11 @@ impl Rope {
 /// base^(−2i / n_rotary), divided where the model was stretched to longer contexts.
 fn frequencies(rotary: &Rotary) -> Vec<f64> {
     let n = rotary.n_rotary as f64;
-    let plain = (0..rotary.n_rotary / 2).map(|i| rotary.base.powf(-2.0 * i as f64 / n) / rotary.factor);
-    match &rotary.stretch {
-        None => plain.collect(),
-        Some(stretch) => plain.map(|frequency| stretched(frequency, stretch)).collect(),
-    }
+    let frequency = |i: usize| {
+        let plain = rotary.base.powf(-2.0 * i as f64 / n) / rotary.factor / rotary.divisors.get(i).unwrap_or(&1.0);
+        rotary.stretch.as_ref().map_or(plain, |stretch| stretched(plain, stretch))
+    };
+    (0..rotary.n_rotary / 2).map(frequency).collect()
 }
 
 /// Source: Grattafiori et al. 2024, "The Llama 3 Herd of Models"; the passage is that of Meta's published code.

@@ -39,6 +39,10 @@ fn run(stage: &Stage) -> Result<()> {
     let (Some(config), Some(model)) = (stage.pipeline.pretrained(), &stage.pipeline.source.model) else {
         return publish_nothing(stage);
     };
+    ensure!(
+        stage.device != GPU || config.products == Products::F32,
+        "pretrain.products: rounded products are the CPU's alone; leave them out, or set device: cpu"
+    );
     let inputs = model.texts.iter().enumerate().map(|(i, text)| stage.source_input(&text.source_name(i)));
     let inputs = inputs.collect::<Result<Vec<_>>>()?;
     let key = key(&config, model)?;
@@ -130,8 +134,11 @@ fn publish(stage: &Stage, task: &mut Task, config: &Pretrain, corpus: &Corpus, t
 
 /// What the published model goes on with, behind the prompt.
 fn write_sample(stage: &Stage, sample: &Sample) -> Result<()> {
-    // Where only the status was asked for there may be no model.
-    let Ok(model) = stage.input("pretrain") else { return Ok(()) };
+    let model = match stage.input("pretrain") {
+        // There may be no model yet.
+        Err(_) if stage.args.status => return Ok(()),
+        model => model?,
+    };
     let key = stage.key(SAMPLE_RECIPE, serde_json::to_value(sample)?, &[&model], stage.pipeline.seed, "cpu");
     let Some(mut task) = stage.task_of(SAMPLE, key)? else { return Ok(()) };
     let files = model.paths("model/").iter().map(|path| model.file(path)).collect::<Result<Vec<_>>>()?;

@@ -1,7 +1,7 @@
 //! The training from its start, or from its checkpoint, to the best weights.
 
 use anyhow::{Result, ensure};
-use artifact::config::{Pretrain, Products};
+use artifact::config::Pretrain;
 use artifact::stage::{Stage, Task};
 use artifact::tables::PretrainRow;
 use gpt::checkpoint::{self, Checkpoint};
@@ -83,10 +83,6 @@ impl<'a> Training<'a> {
         let &Pretrain { lr, lr_min, warmup_steps, n_steps, .. } = config;
         let weights = gpt::initial(&shape, stage.pipeline.seed);
         let device = if stage.device == crate::GPU { Some(gpt::cuda()?) } else { None };
-        ensure!(
-            device.is_none() || config.products == Products::F32,
-            "pretrain.products: rounded products are the CPU's alone; leave them out, or set device: cpu"
-        );
         Ok(Self {
             stage,
             config,

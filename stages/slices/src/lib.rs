@@ -1,9 +1,9 @@
-//! Arithmetic of neural networks on plain slices, for the passes that are written by hand: `lm`'s, `gpt`'s and `hsae`'s.
+//! Arithmetic of neural networks on plain slices, for the passes that are written by hand.
 //!
-//! Matrix products in f32 or on rounded operands, and what goes over rows in between. No function but the products in f32
-//! fuses a product with a sum, and all sums have an order that the shapes alone decide: the results are the same on every
-//! CPU and at any number of threads. Products in f32 are the `gemm` crate's, whose order of sums the processor's caches have
-//! a say in.
+//! Matrix products in f32 or on rounded operands, and what goes over rows in between. Whatever it is, the number of threads has
+//! no say in the result. What goes over rows fuses no product with a sum, and adds in an order that the shapes alone decide: it
+//! has the same bits on every CPU. So have products on int8. Those in f32 are the `gemm` crate's, whose order of sums follows
+//! the processor's registers and caches, and those on bf16 take the processor's instruction where it has one.
 
 mod elementary;
 mod packed;

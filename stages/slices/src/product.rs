@@ -22,7 +22,7 @@ impl<'a> Mat<'a> {
     }
 
     fn holds(&self, rows: usize, cols: usize) -> bool {
-        rows == 0 || cols == 0 || (rows - 1) * self.row_stride + (cols - 1) * self.col_stride < self.values.len()
+        rows == 0 || cols == 0 || last(rows, self.row_stride, cols, self.col_stride) < self.values.len()
     }
 }
 
@@ -33,6 +33,11 @@ pub enum Onto {
     Nothing,
     /// They are added to.
     Sum,
+}
+
+/// Where the last value of a matrix lies; beyond all memory where that is no number.
+fn last(rows: usize, row_stride: usize, cols: usize, col_stride: usize) -> usize {
+    (rows - 1).saturating_mul(row_stride).saturating_add((cols - 1).saturating_mul(col_stride))
 }
 
 /// (m, k, n): the sizes of a [m, k] · [k, n].
@@ -97,7 +102,7 @@ fn product((m, k, n): Sizes, scale: f32, a: Mat, b: Mat, mut out: Out, stride: u
         return;
     }
     assert!(k > 0 && a.holds(m, k) && b.holds(k, n), "operands hold their shapes");
-    assert!(out.len() > (m - 1) * stride + n - 1 && stride >= n, "out is [m, stride]");
+    assert!(out.len() > last(m, stride, n, 1) && stride >= n, "out is [m, stride]");
     let is_sum = out.is_sum();
     // SAFETY: the three pointers are valid for the shapes and strides given, as asserted above, and `out` is borrowed
     // mutably, so nothing aliases it. It is read where it is added to, and only there.
@@ -129,6 +134,13 @@ fn product((m, k, n): Sizes, scale: f32, a: Mat, b: Mat, mut out: Out, stride: u
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[should_panic(expected = "operands hold their shapes")]
+    fn strides_that_overflow_are_refused() {
+        let far = Mat::rows(&[1.0], 1 << 63);
+        multiply((3, 1, 1), 1.0, far, Mat::rows(&[1.0], 1), Onto::Nothing, &mut [0.0; 3], 1);
+    }
 
     /// Whole numbers, whose sums are exact.
     fn numbers(n: usize) -> Vec<f32> {

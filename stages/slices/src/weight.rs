@@ -72,6 +72,7 @@ impl<'a> Weight<'a> {
     /// A product in f32 may have other bits where other rows stand beside; those on rounded operands have not.
     pub fn multiply(&self, x: &[f32], onto: Onto, out: &mut [f32], room: &mut RoundingRoom) {
         let (d_in, d_out, n) = (self.d_in, self.d_out, x.len() / self.d_in);
+        assert!(x.len() == n * d_in && Some(out.len()) == n.checked_mul(d_out), "x is [n, d_in], and out [n, d_out]");
         let f32_product = |x: &[f32], weight: &[f32], out: &mut [f32]| {
             multiply((n, d_in, d_out), 1.0, Mat::rows(x, d_in), Mat::rows(weight, d_out), onto, out, d_out);
         };
@@ -90,10 +91,11 @@ impl<'a> Weight<'a> {
     pub fn append(&self, x: &[f32], x_stride: usize, out: &mut Vec<f32>, room: &mut RoundingRoom) {
         let n = x.len() / x_stride;
         // A row more than there are, for the single row of an f32 product.
-        out.reserve((n + 1) * self.d_out);
+        let n_fresh = (n + 1).checked_mul(self.d_out).expect("a product that memory can hold");
+        out.reserve(n_fresh);
         let start = out.len();
         // Setting the buffer to zero before would cost a pass over memory for each product.
-        let fresh = &mut out.spare_capacity_mut()[..(n + 1) * self.d_out];
+        let fresh = &mut out.spare_capacity_mut()[..n_fresh];
         match &self.kind {
             Kind::F32(weight) => self.append_f32(weight, x, x_stride, fresh),
             Kind::Rounded(weight) => self.append_f32(weight, &to_bf16(x), x_stride, fresh),

@@ -1,5 +1,7 @@
 //! Texts as documents that can be read in any order: what `pretrain` learns from and `harvest` reads.
 
+mod spool;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -7,8 +9,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use artifact::config::{Text, TextSource};
 use artifact::stage::Input;
-use artifact::tables::read_text_column;
+use artifact::tables::read_texts;
 use wordnet::Synset;
+
+use spool::Spool;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Document {
@@ -19,6 +23,8 @@ pub struct Document {
 
 pub enum Documents {
     Held(Vec<Document>),
+    /// Made anew from what was fetched, and too many to be held.
+    Spooled(Spool),
     /// One document a file.
     Files(Vec<PathBuf>),
     /// One document a line of JSON; where the lines start.
@@ -53,9 +59,10 @@ impl Documents {
             Some("parquet") => {
                 let path = files.remove(0);
                 let name = |row: usize| format!("{} row {row}", file_name(&path));
-                let texts = read_text_column(&path, &text.column)?;
-                let documents = texts.into_iter().enumerate();
-                Ok(Self::Held(documents.map(|(row, text)| Document { name: name(row), text }).collect()))
+                let write = |add: &mut dyn FnMut(&str, &str) -> Result<()>| {
+                    read_texts(&path, &text.column, &mut |row, text| add(&name(row), text))
+                };
+                Ok(Self::Spooled(Spool::new(write)?))
             }
             Some("jsonl") => {
                 let path = files.remove(0);
@@ -67,21 +74,24 @@ impl Documents {
         }
     }
 
-    /// Documents of about `n_bytes`, all of them in memory.
+    /// Documents of about `n_bytes`.
     fn cut(self, n_bytes: usize) -> Result<Self> {
-        let mut held = Vec::new();
-        for i in 0..self.len() {
-            let Document { name, text } = self.read(i)?;
-            let pieces = cut(&text, n_bytes).into_iter().enumerate();
-            held.extend(pieces.map(|(part, text)| Document { name: format!("{name} part {part}"), text: text.into() }));
-        }
-        Ok(Self::Held(held))
+        let write = |add: &mut dyn FnMut(&str, &str) -> Result<()>| {
+            for i in 0..self.len() {
+                let Document { name, text } = self.read(i)?;
+                let mut pieces = cut(&text, n_bytes).into_iter().enumerate();
+                pieces.try_for_each(|(part, text)| add(&format!("{name} part {part}"), text))?;
+            }
+            Ok(())
+        };
+        Ok(Self::Spooled(Spool::new(write)?))
     }
 
     #[expect(clippy::len_without_is_empty, reason = "a text without documents is refused when it is opened")]
     pub fn len(&self) -> usize {
         match self {
             Self::Held(documents) => documents.len(),
+            Self::Spooled(spool) => spool.len(),
             Self::Files(files) => files.len(),
             Self::Lines { starts, .. } => starts.len(),
         }
@@ -91,6 +101,7 @@ impl Documents {
     pub fn read(&self, i: usize) -> Result<Document> {
         match self {
             Self::Held(documents) => Ok(documents[i].clone()),
+            Self::Spooled(spool) => spool.read(i),
             Self::Files(files) => {
                 let path = &files[i];
                 let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?;

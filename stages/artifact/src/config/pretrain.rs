@@ -53,7 +53,7 @@ pub struct Pretrain {
     pub sample: Sample,
 }
 
-/// What the model writes when it is trained, in `pretrain/samples.txt`.
+/// What the trained model writes, in `pretrain/sample/samples.txt`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sample {

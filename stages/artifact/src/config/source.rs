@@ -50,6 +50,19 @@ pub struct Text {
     pub bytes_per_document: Option<u64>,
 }
 
+impl Text {
+    /// Whether the other has the same documents, however much of them it takes.
+    pub(super) fn is_same_text(&self, other: &Self) -> bool {
+        let place =
+            |text: &Self| text.path.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        let has_columns = |text: &Self| {
+            let extension = text.path.as_ref().and_then(|path| path.extension());
+            extension.is_some_and(|extension| extension == "jsonl" || extension == "parquet")
+        };
+        self.from == other.from && place(self) == place(other) && (!has_columns(self) || self.column == other.column)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TextSource {

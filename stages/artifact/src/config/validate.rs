@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::{
     Arch, AuxK, DecoderNorms, Harvest, JumpRelu, L1Weighting, PAnneal, ParentSet, Pipeline, Probabilities, Products,
-    Report, Sae, Select, Source, Synthetic, Text, TextSource,
+    Report, Sae, Select, Source, Synthetic, TextSource,
 };
 
 /// With some hundred active latents a row, as many as 32 bits count.
@@ -131,10 +131,8 @@ impl Source {
                 ensure!(text.n_tokens >= 1, "{at}.n_tokens = 0 must be at least 1");
                 let is_file = text.from == TextSource::File;
                 ensure!(is_file == text.path.is_some(), "{at}: path goes with from: file, and with nothing else");
-                let is_same =
-                    |other: &Text| (other.from, &other.path, &other.column) == (text.from, &text.path, &text.column);
-                if let Some(first) = model.texts[..i].iter().position(is_same) {
-                    // A document in both parts of the data would be learnt by heart in one and found in the other.
+                if let Some(first) = model.texts[..i].iter().position(|other| other.is_same_text(text)) {
+                    // Its documents would be trained on and held out as well.
                     bail!("{at} is source.model.texts[{first}] once more: name each text once, with a larger n_tokens");
                 }
                 if let Some(n_bytes) = text.bytes_per_document {

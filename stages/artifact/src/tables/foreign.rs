@@ -52,21 +52,23 @@ pub fn read_foreign_doc_ids(path: &Path) -> Result<Vec<u32>> {
     Ok(doc_ids)
 }
 
-/// A column of texts.
+/// Calls `visit` with each row's number, from 0, and its text in a column.
 ///
 /// Errors: the file is malformed, has no such column, or the column is no text or has nulls.
-pub fn read_text_column(path: &Path, column: &str) -> Result<Vec<String>> {
-    let mut texts = Vec::new();
+pub fn read_texts(path: &Path, column: &str, visit: &mut dyn FnMut(usize, &str) -> Result<()>) -> Result<()> {
+    let mut row = 0;
     each_batch(path, &[column], &mut |batch| {
         let is_text = |data_type: &DataType| {
             matches!(data_type, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Dictionary(..))
         };
         let found = column_of(batch, column)?;
         ensure!(is_text(found.data_type()), "column `{column}` is {}, expected text", found.data_type());
-        texts.extend(cast_to::<StringArray>(batch, column, &DataType::Utf8)?.iter().flatten().map(str::to_owned));
+        for text in cast_to::<StringArray>(batch, column, &DataType::Utf8)?.iter().flatten() {
+            visit(row, text)?;
+            row += 1;
+        }
         Ok(())
-    })?;
-    Ok(texts)
+    })
 }
 
 fn foreign_rows(batch: &RecordBatch, first_row: usize) -> Result<ForeignRows> {
@@ -211,8 +213,14 @@ mod tests {
         let mut writer = ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), None).unwrap();
         writer.write(&batch).unwrap();
         writer.close().unwrap();
-        assert_eq!(read_text_column(&path, "text").unwrap(), ["one", "two"]);
-        let error = format!("{:#}", read_text_column(&path, "body").unwrap_err());
+        let mut found = Vec::new();
+        let mut keep = |row: usize, text: &str| {
+            found.push((row, text.to_owned()));
+            Ok(())
+        };
+        read_texts(&path, "text", &mut keep).unwrap();
+        let error = format!("{:#}", read_texts(&path, "body", &mut keep).unwrap_err());
+        assert_eq!(found, [(0, "one".to_owned()), (1, "two".to_owned())]);
         assert!(error.contains("has no column `body`"), "{error}");
     }
 }

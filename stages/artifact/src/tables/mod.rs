@@ -9,7 +9,7 @@ mod cell;
 mod foreign;
 mod row;
 
-pub use foreign::{ForeignRows, read_foreign_activations, read_foreign_doc_ids, read_text_column};
+pub use foreign::{ForeignRows, read_foreign_activations, read_foreign_doc_ids, read_texts};
 pub use row::{Row, TableWriter, read_rows, write_rows};
 
 use row::rows;

@@ -26,7 +26,8 @@ pub(super) struct Block<'a> {
     pub(super) attn_out: Weight<'a>,
     pub(super) up: Weight<'a>,
     pub(super) down: Weight<'a>,
-    /// Their transposes, in the same order, for the backward pass; none where only the loss is wanted.
+    /// Their transposes, in the same order, for the backward pass: products take rows in faster than columns. None where only
+    /// the loss is wanted.
     pub(super) back: Vec<Weight<'a>>,
 }
 

@@ -45,6 +45,9 @@ fn what_was_not_made_here_is_refused_by_its_file() {
     for (file, from, to, said) in [
         ("config.json", "\"n_embd\": 21", "\"n_embd\": 24", "model.safetensors"),
         ("config.json", "\"n_layer\": 2", "\"n_layer\": \"two\"", "config.json: n_layer"),
+        ("config.json", "\"n_head\": 3", "\"n_head\": 0", "config.json: n_embd = 21 does not divide"),
+        ("config.json", "\"n_layer\": 2", "\"n_layer\": 1000000000000", "too few for"),
+        ("config.json", "\"bos_token_id\": 0", "\"bos_token_id\": 4294967296", "tokenizer.json: token 4294967296"),
         ("config.json", "\"bos_token_id\"", "\"bos\"", "config.json: bos_token_id"),
         ("tokenizer.json", "\"t\":", "\"tt\":", "tokenizer.json: model.vocab"),
         ("model.safetensors", "", "", "model.safetensors"),

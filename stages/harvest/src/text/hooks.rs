@@ -86,7 +86,9 @@ pub(crate) fn write_pipelines(stage: &Stage) -> Result<()> {
         for Wanted { hook, run, .. } in wanted(stage)?.iter().filter(|wanted| wanted.run != stage.run) {
             write_pipeline(&stage.args.config, run, *hook)?;
             if stage.pipeline.pretrained().is_some() {
-                stage.publish_in(run, "pretrain", &stage.input("pretrain")?)?;
+                for folder in ["pretrain", "pretrain/sample"] {
+                    stage.publish_in(run, folder, &stage.input(folder)?)?;
+                }
             }
             runs += &format!("{}\n", run.display());
         }

@@ -351,7 +351,13 @@ impl<'a> Keys<'a> {
         let base = of("rope_theta")?.or(old_base).or(base).unwrap_or(10_000.0);
         let share = of("partial_rotary_factor")?.or(self.float("partial_rotary_factor")?).or(share).unwrap_or(1.0);
         ensure!((0.0..=1.0).contains(&share), "a rotary share of {share} must lie between 0 and 1");
-        let mut rotary = Rotary { base, n_rotary: (d_head as f64 * share) as usize, factor: 1.0, stretch: None };
+        let mut rotary = Rotary {
+            base,
+            n_rotary: (d_head as f64 * share) as usize,
+            factor: 1.0,
+            stretch: None,
+            divisors: Vec::new(),
+        };
         if let Some(keys) = &inner {
             let kind = keys.text("rope_type")?.or(keys.text("type")?).unwrap_or("default");
             let positive = |key: &str| -> Result<f64> {
@@ -471,7 +477,13 @@ mod tests {
         assert_eq!((config.d_ffn, config.n_vocab, config.context_length), (2048, 50_304, 2048));
         assert_eq!(
             config.positions,
-            Positions::Rotary(Rotary { base: 10_000.0, n_rotary: 16, factor: 1.0, stretch: None })
+            Positions::Rotary(Rotary {
+                base: 10_000.0,
+                n_rotary: 16,
+                factor: 1.0,
+                stretch: None,
+                divisors: Vec::new()
+            })
         );
         assert!(config.is_parallel && config.feed_forward.activation == Activation::Gelu);
         assert_eq!(config.norm, Norm { kind: NormKind::Layer, eps: 1e-5 });

@@ -73,6 +73,8 @@ pub struct Rotary {
     pub factor: f64,
     /// Llama 3.1's way to longer contexts: only slow frequencies are divided.
     pub stretch: Option<Stretch>,
+    /// What each frequency is divided by, where a file lists them; else empty.
+    pub divisors: Vec<f64>,
 }
 
 /// Frequencies whose waves are longer than `original_context / low` are divided by `factor`, those shorter than

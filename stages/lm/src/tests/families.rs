@@ -76,6 +76,43 @@ fn every_hook_and_the_logits_are_those_of_transformers() {
 }
 
 #[test]
+fn gguf_files_of_each_family_are_those_of_transformers() {
+    for family in ["llama", "qwen2", "qwen3"] {
+        let folder = folder("gguf").join(family);
+        let mut expected = expected(&folder);
+        let context = expected.tokens.len();
+        let logits = expected.values.remove("logits").unwrap();
+        for model in models(&folder.join("model.gguf")) {
+            let hooks = (0..model.config().n_layers).flat_map(|block| SITES.map(|site| Hook { block, site }));
+            assert_eq!(hooks.clone().count(), expected.values.len(), "{family}");
+            for hook in hooks {
+                let found = model.activations(&expected.tokens, context, hook).unwrap();
+                check_close(&found, &expected.values[&hook.to_string()], &format!("{family} {hook}"));
+            }
+            let hidden = model.hidden(&expected.tokens, context).unwrap();
+            check_close(&values(model.unembed(hidden)), &logits, &format!("logits of {family}"));
+            let rows: Vec<serde_json::Value> =
+                serde_json::from_slice(&std::fs::read(folder.join("texts.json")).unwrap()).unwrap();
+            assert!(rows.len() >= 20);
+            for row in rows {
+                let text = row["text"].as_str().unwrap();
+                let ids: Vec<u32> = serde_json::from_value(row["ids"].clone()).unwrap();
+                let found = model.tokenizer().encode(text).unwrap();
+                assert_eq!(found.ids, ids, "{family}: {text:?}");
+                if family == "llama" {
+                    // All bytes are in its vocabulary, and no text is normalised: tokens lie end to end.
+                    assert!(found.offsets.windows(2).all(|pair| pair[0].1 == pair[1].0), "{text:?}");
+                    assert_eq!(found.offsets.last().map_or(0, |last| last.1), text.len());
+                }
+                if !text.contains('\u{301}') {
+                    assert_eq!(model.tokenizer().decode(&ids), text, "{family}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_part_that_adds_nothing_is_missed_as_in_transformers() {
     for family in FAMILIES {
         let (folder, expected) = (folder(family), expected(&folder(family)));

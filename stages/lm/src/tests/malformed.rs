@@ -81,7 +81,7 @@ fn other_architectures_and_variants_are_refused_by_name() {
         tiny.set(key, value);
         check(&tiny.bytes(), expected);
     };
-    refused("general.architecture", Meta::Text("gemma".into()), "architecture gemma");
+    refused("general.architecture", Meta::Text("gemma".into()), "general.architecture = \"gemma\"");
     refused("llama.rope.scaling.type", Meta::Text("yarn".into()), "yarn");
     refused("llama.expert_count", Meta::U32(8), "llama.expert_count = 8");
     refused("llama.rope.dimension_count", Meta::U32(4), "llama.rope.dimension_count = 4");
@@ -91,7 +91,7 @@ fn other_architectures_and_variants_are_refused_by_name() {
     refused("llama.block_count", Meta::U32(1 << 20), "blk.3.attn_norm.weight is missing");
     refused("llama.block_count", Meta::U32(2), "blk.2");
     refused("llama.attention.layer_norm_rms_epsilon", Meta::F32(f32::NAN), "epsilon = NaN");
-    refused("tokenizer.ggml.pre", Meta::Text("llama-bpe".into()), "llama-bpe");
+    refused("tokenizer.ggml.pre", Meta::Text("tekken".into()), "tokenizer.ggml.pre = \"tekken\"");
     refused("tokenizer.ggml.model", Meta::Text("llama".into()), "tokenizer.ggml.model");
     refused("tokenizer.ggml.token_type", Meta::Ints(vec![1]), "tokenizer.ggml.token_type has 1 rows");
     refused("tokenizer.ggml.merges", Meta::Texts(vec!["q zz".into()]), "tokenizer.ggml.merges");
@@ -100,11 +100,18 @@ fn other_architectures_and_variants_are_refused_by_name() {
     let mut tiny = Tiny::new();
     tiny.tensor("blk.0.attn_norm.weight").name = "blk.0.attn_q.bias".to_owned();
     check(&tiny.bytes(), "blk.0.attn_norm.weight is missing");
-    let mut tiny = Tiny::new();
-    let mut bias = tiny.tensor("blk.0.attn_norm.weight").clone();
-    bias.name = "blk.0.attn_q.bias".to_owned();
-    tiny.tensors.push(bias);
-    check(&tiny.bytes(), "tensor blk.0.attn_q.bias is not supported");
+    for (name, said) in [
+        ("blk.0.attn_q.bias", "blk.0 has biases of some of attn_q, attn_k and attn_v"),
+        ("blk.0.ffn_up.bias", "tensor blk.0.ffn_up.bias is not supported"),
+        ("blk.0.attn_q_norm.weight", "tensor blk.0.attn_q_norm.weight is not supported"),
+        ("rope_freqs.weight", "tensor rope_freqs.weight has sizes"),
+    ] {
+        let mut tiny = Tiny::new();
+        let mut more = tiny.tensor("blk.0.attn_norm.weight").clone();
+        more.name = name.to_owned();
+        tiny.tensors.push(more);
+        check(&tiny.bytes(), said);
+    }
 }
 
 #[test]

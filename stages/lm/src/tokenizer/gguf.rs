@@ -1,17 +1,20 @@
 //! The byte-level BPE tokenizer that a GGUF file carries, rebuilt.
 //!
-//! Text is cut into single digits and GPT-2's pieces, each piece's bytes are written as GPT-2's 256 printable
-//! characters, and merges join them (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword
+//! Text is cut into pieces in the family's way, each piece's bytes are written as GPT-2's 256 printable characters, and
+//! merges join them (Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword
 //! Units"; the byte alphabet: Radford et al. 2019).
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::{PreTokenizerWrapper, TokenizerBuilder, TokenizerImpl};
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::tokenizer::normalizer::SplitDelimiterBehavior;
+use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, TokenizerBuilder, TokenizerImpl};
 
 use super::{Places, SEPARATOR, Tokenizer, byte_of_symbol};
 use crate::gguf::{Gguf, Value};
@@ -19,10 +22,71 @@ use crate::gguf::{Gguf, Value};
 /// ggml's kinds of token.
 const NORMAL: i64 = 1;
 const CONTROL: i64 = 3;
+/// Found in a text as it stands, before that is cut.
+const USER_DEFINED: i64 = 4;
+/// A row of the embedding that no text leads to.
+const UNUSED: i64 = 5;
+
+/// How a family cuts text, by ggml's name for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pieces {
+    Gpt2,
+    /// GPT-2's, digits apart.
+    SmolLm,
+    Llama3,
+    Qwen2,
+}
+
+/// As their tokenizer.json have it: words with the character before them, so many digits, marks, space.
+const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN_2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+impl Pieces {
+    fn named(name: &str) -> Result<Self> {
+        match name {
+            "gpt-2" => Ok(Self::Gpt2),
+            "smollm" => Ok(Self::SmolLm),
+            "llama-bpe" | "llama3" | "llama-v3" => Ok(Self::Llama3),
+            "qwen2" | "deepseek-r1-qwen" => Ok(Self::Qwen2),
+            other => bail!(
+                "tokenizer.ggml.pre = {other:?} is not supported, only gpt-2, smollm, llama-bpe and qwen2; a folder in Hugging \
+                 Face format has its tokenizer with it"
+            ),
+        }
+    }
+
+    fn pre_tokenizer(self) -> Result<PreTokenizerWrapper> {
+        let gpt2 = PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true));
+        let by_regex = |regex: &str| {
+            let pattern = SplitPattern::Regex(regex.to_owned());
+            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(Error::from_boxed)?;
+            let bytes = PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, false));
+            Ok::<_, Error>(vec![PreTokenizerWrapper::Split(split), bytes])
+        };
+        let sequence = match self {
+            Self::Gpt2 => return Ok(gpt2),
+            Self::SmolLm => vec![PreTokenizerWrapper::Digits(Digits::new(true)), gpt2],
+            Self::Llama3 => by_regex(LLAMA_3)?,
+            Self::Qwen2 => by_regex(QWEN_2)?,
+        };
+        Ok(PreTokenizerWrapper::Sequence(Sequence::new(sequence)))
+    }
+
+    /// Text is put into Unicode's composed form first.
+    fn is_normalised(self) -> bool {
+        self == Self::Qwen2
+    }
+
+    /// A piece that is a token is this one, whatever merges would make of it.
+    fn ignores_merges(self) -> bool {
+        self == Self::Llama3
+    }
+}
 
 type Bpe = TokenizerImpl<
     BPE,
-    tokenizers::NormalizerWrapper,
+    NormalizerWrapper,
     PreTokenizerWrapper,
     tokenizers::PostProcessorWrapper,
     tokenizers::DecoderWrapper,
@@ -35,8 +99,13 @@ impl Tokenizer {
     }
 
     fn read(gguf: &Gguf) -> Result<Self> {
-        expect_string(gguf, "tokenizer.ggml.model", "gpt2")?;
-        expect_string(gguf, "tokenizer.ggml.pre", "smollm")?;
+        let model = string(gguf, "tokenizer.ggml.model")?;
+        ensure!(
+            model == "gpt2",
+            "tokenizer.ggml.model = {model:?} is not supported, only \"gpt2\", the byte-level one; a folder in Hugging Face \
+             format has its tokenizer with it"
+        );
+        let pieces = Pieces::named(string(gguf, "tokenizer.ggml.pre")?)?;
         let tokens = strings(gguf, "tokenizer.ggml.tokens")?;
         let merges = strings(gguf, "tokenizer.ggml.merges")?;
         let Some(Value::Integers(kinds)) = gguf.get("tokenizer.ggml.token_type") else {
@@ -69,23 +138,48 @@ impl Tokenizer {
                     }
                     token_bytes.push(bytes);
                 }
+                USER_DEFINED | UNUSED => token_bytes.push(token.clone().into_bytes()),
                 other => bail!(
-                    "tokenizer.ggml.token_type[{id}] = {other}: only normal (1) and control (3) tokens are supported"
+                    "tokenizer.ggml.token_type[{id}] = {other}: only normal (1), control (3), user-defined (4) and unused (5) \
+                     tokens are supported"
                 ),
             }
         }
-        let separator = *specials.get(SEPARATOR).with_context(|| format!("there is no special token {SEPARATOR}"))?;
-        let inner = build(tokens, merges)?.into();
-        Ok(Self { inner, token_bytes, has_byte, specials, separator, places: Places::Walk })
+        let separator = match specials.get(SEPARATOR) {
+            Some(&separator) => separator,
+            None => begins_or_ends_a_text(gguf, tokens.len())?,
+        };
+        let mut inner: tokenizers::Tokenizer = build(tokens, kinds, merges, pieces)?.into();
+        let user_defined = tokens.iter().zip(kinds).filter(|(_, kind)| **kind == USER_DEFINED);
+        let user_defined: Vec<AddedToken> =
+            user_defined.map(|(name, _)| AddedToken::from(name.clone(), false)).collect();
+        inner.add_tokens(&user_defined);
+        let places = if pieces.is_normalised() { Places::Told } else { Places::Walk };
+        Ok(Self { inner, token_bytes, has_byte, specials, separator, places })
     }
 }
 
-fn build(tokens: &[String], merges: &[String]) -> Result<Bpe> {
+fn begins_or_ends_a_text(gguf: &Gguf, n_tokens: usize) -> Result<u32> {
+    for key in ["tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"] {
+        match gguf.get(key) {
+            None => {}
+            Some(&Value::Integer(id)) if (0..n_tokens as i128).contains(&id) => return Ok(id as u32),
+            Some(other) => bail!("{key} = {other:?} is none of {n_tokens} tokens"),
+        }
+    }
+    bail!("there is no special token {SEPARATOR}, and neither tokenizer.ggml.bos_token_id nor eos_token_id")
+}
+
+fn build(tokens: &[String], kinds: &[i64], merges: &[String], pieces: Pieces) -> Result<Bpe> {
     let mut vocab = tokenizers::models::bpe::Vocab::with_capacity(tokens.len());
     for (id, token) in (0_u32..).zip(tokens) {
         if let Some(first) = vocab.insert(token.clone(), id) {
             bail!("tokenizer.ggml.tokens[{id}]: {token:?} is row {first} already");
         }
+    }
+    // No text leads to these.
+    for (token, _) in tokens.iter().zip(kinds).filter(|(_, kind)| [CONTROL, UNUSED].contains(kind)) {
+        vocab.remove(token);
     }
     let mut pairs = Vec::with_capacity(merges.len());
     for (row, merge) in merges.iter().enumerate() {
@@ -95,25 +189,23 @@ fn build(tokens: &[String], merges: &[String]) -> Result<Bpe> {
     }
     let bpe = BPE::builder()
         .vocab_and_merges(vocab, pairs)
+        .ignore_merges(pieces.ignores_merges())
         .build()
         .map_err(Error::from_boxed)
         .context("tokenizer.ggml.merges do not fit tokenizer.ggml.tokens")?;
-    let pieces = Sequence::new(vec![
-        PreTokenizerWrapper::Digits(Digits::new(true)),
-        PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
-    ]);
     TokenizerBuilder::new()
         .with_model(bpe)
-        .with_pre_tokenizer(Some(PreTokenizerWrapper::Sequence(pieces)))
+        .with_normalizer(pieces.is_normalised().then_some(NormalizerWrapper::NFC(NFC)))
+        .with_pre_tokenizer(Some(pieces.pre_tokenizer()?))
         .build()
         .map_err(Error::from_boxed)
         .context("building the tokenizer")
 }
 
-fn expect_string(gguf: &Gguf, key: &str, expected: &str) -> Result<()> {
+fn string<'a>(gguf: &'a Gguf, key: &str) -> Result<&'a str> {
     match gguf.get(key) {
-        Some(Value::String(text)) if text == expected => Ok(()),
-        Some(other) => bail!("{key} = {other:?} is not supported, only {expected:?}"),
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => bail!("{key} is {}, expected a string", other.kind()),
         None => bail!("{key} is missing"),
     }
 }

@@ -5,7 +5,7 @@ mod huggingface;
 
 use anyhow::Result;
 
-pub(crate) use gguf::GgufWeights;
+pub(crate) use gguf::{DIVISORS, GgufWeights};
 pub(crate) use huggingface::FolderWeights;
 
 /// A dense layer. `rows` is [d_out, d_in], `bias` [d_out], or empty where it has none.

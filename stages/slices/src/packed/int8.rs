@@ -124,7 +124,8 @@ impl Int8Weights {
     /// The same sums in the same order without the instruction. Integers are exact, and what is fused there is fused here:
     /// all processors give the same bits.
     pub(super) fn multiply_anywhere(&self, rows: &Rows, mut out: Out) {
-        let (n_blocks, n_scales, n_rows) = (self.n_blocks(), self.n_scales(), out.len() / self.d_out);
+        let (n_blocks, n_scales) = (self.n_blocks(), self.n_scales());
+        let n_rows = out.len().checked_div(self.d_out).unwrap_or(0);
         for row in 0..n_rows {
             let first = row / TILE * TILE;
             let (n, at) = (TILE.min(n_rows - first), row % TILE);
@@ -202,7 +203,9 @@ fn unit_of(largest: u32) -> (f32, f32) {
     if !largest.is_finite() {
         return (f32::NAN, 0.0);
     }
-    (largest / LARGEST, if largest > 0.0 { LARGEST / largest } else { 0.0 })
+    // Values so small that the inverse is infinite become zeros, as they nearly are.
+    let inverse = LARGEST / largest;
+    (largest / LARGEST, if inverse.is_finite() { inverse } else { 0.0 })
 }
 
 const ROUND: f32 = 12_582_912.0;
@@ -226,7 +229,7 @@ mod avx512 {
     use super::{BLOCK, Int8Weights, OUTPUTS, PANEL, PANELS, Rows, SHARING, TILE, WORDS, unit_of};
     use crate::product::Out;
 
-    /// Scales of a group's weights that stay in the first cache while all rows go past: 36 KiB.
+    /// Of a group, the scales whose weights stay in the first cache while all rows go past: of nine blocks, 36 KiB.
     const SCALES_IN_CACHE: usize = 3;
     /// Registers of a block of floats.
     const QUARTERS: usize = BLOCK / PANEL;

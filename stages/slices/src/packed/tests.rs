@@ -154,3 +154,36 @@ fn what_is_not_finite_comes_through() {
         }
     }
 }
+
+/// The parts of a product that fit the first cache go on from each other, and from what is added to.
+#[test]
+fn sums_go_on_from_what_stands_there_on_every_processor() {
+    let mut rows = Rows::default();
+    for (n, d_in, d_out) in [(29, 1300, 150), (8, 700, 64), (3, 100, 33), (1, 65, 7)] {
+        let (x, w, before) = (random(n * d_in, 11), random(d_out * d_in, 12), random(n * d_out, 13));
+        let weights = Int8Weights::new(&w, d_in);
+        let product = found(n * d_out, |out| weights.multiply(&x, d_in, out, &mut Rows::default()));
+        // Room that a larger product has left.
+        let (mut best, mut anywhere) = (before.clone(), before.clone());
+        weights.multiply(&x, d_in, Out::Sum(&mut best), &mut rows);
+        weights.round_rows(&x, d_in, rounded, &mut rows);
+        weights.multiply_anywhere(&rows, Out::Sum(&mut anywhere));
+        assert_eq!(best, anywhere, "{n} {d_in} {d_out}");
+        let summed = |product: &[f32]| -> Vec<f64> {
+            product.iter().zip(&before).map(|(a, b)| f64::from(*a) + f64::from(*b)).collect()
+        };
+        assert!(off(&best, &summed(&product)) <= 1e-6, "{n} {d_in} {d_out}");
+        let Some(weights) = Bf16Weights::new(&w, d_in) else { continue };
+        let product = found(n * d_out, |out| weights.multiply(&x, d_in, out));
+        let mut best = before.clone();
+        weights.multiply(&x, d_in, Out::Sum(&mut best));
+        assert!(off(&best, &summed(&product)) <= 1e-6, "bf16: {n} {d_in} {d_out}");
+    }
+}
+
+#[test]
+fn no_rows_are_no_product() {
+    let weights = Int8Weights::new(&random(40 * 70, 14), 70);
+    weights.multiply(&[], 70, Out::Sum(&mut []), &mut Rows::default());
+    weights.multiply_anywhere(&Rows::default(), Out::Sum(&mut []));
+}

@@ -448,6 +448,16 @@ fn a_model_that_is_trained_here_is_checked_before_it_is_trained() {
             ("name: pretrained, revision: abc", "source.model.revision has no meaning with name: pretrained"),
         ],
     );
+    for twice in [
+        "{from: wordnet}, {from: wordnet, n_tokens: 5, column: body}",
+        "{from: file, path: a.txt}, {from: file, path: ./a.txt}",
+        "{from: file, path: a.jsonl, column: body}, {from: wordnet}, {from: file, path: a.jsonl, column: body}",
+    ] {
+        let error = error_of(&pipeline(&format!("name: pretrained, texts: [{twice}]"), ""));
+        assert!(error.contains("is source.model.texts[0] once more"), "{error}");
+    }
+    let columns = "{from: file, path: a.jsonl, column: question}, {from: file, path: a.jsonl, column: answer}";
+    parse(&pipeline(&format!("name: pretrained, texts: [{columns}]"), "")).unwrap();
     let error = error_of(&pipeline("name: pretrained, texts: [{from: text8, bytes_per_document: 5}]", ""));
     assert!(error.contains("source.model.texts[0].bytes_per_document = 5 must be at least 100"), "{error}");
 }
