@@ -64,15 +64,29 @@ pub(crate) fn gelu(x: &[f32], out: &mut [f32]) {
     );
 }
 
-/// The gradient by x in the place of the one by gelu(x).
-pub(crate) fn gelu_back(x: &[f32], dy: &mut [f32]) {
+/// The same, and the slope there in the place of x: the backward pass then knows neither exponentials nor divisions.
+pub(crate) fn gelu_and_slope(x: &mut [f32], out: &mut [f32]) {
     vectorised(
         #[inline(always)]
         || {
-            for (dy, &x) in dy.iter_mut().zip(x) {
+            for (y, slope) in out.iter_mut().zip(x) {
+                let x = *slope;
                 let gate = gate(x);
-                let slope = 2.0 * ROOT_TWO_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
-                *dy *= gate + x * gate * (1.0 - gate) * slope;
+                *y = x * gate;
+                let of_exponent = 2.0 * ROOT_TWO_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
+                *slope = gate + x * gate * (1.0 - gate) * of_exponent;
+            }
+        },
+    );
+}
+
+/// x ∘= y.
+pub(crate) fn multiply_each(x: &mut [f32], y: &[f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (x, &y) in x.iter_mut().zip(y) {
+                *x *= y;
             }
         },
     );
@@ -239,12 +253,13 @@ mod tests {
                 let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
                 0.5 * x * (1.0 + u.tanh())
             };
-            let mut slope = [1.0];
-            gelu_back(&[x], &mut slope);
+            let (mut slope, mut with_slope) = ([x], [0.0]);
+            gelu_and_slope(&mut slope, &mut with_slope);
             let expected = (value(f64::from(x) + 1e-5) - value(f64::from(x) - 1e-5)) / 2e-5;
             assert!((f64::from(slope[0]) - expected).abs() <= 3e-6, "{x}: {} against {expected}", slope[0]);
             let mut out = [0.0];
             gelu(&[x], &mut out);
+            assert_eq!(out, with_slope);
             assert!((f64::from(out[0]) - value(f64::from(x))).abs() <= 3e-6);
         }
     }

@@ -8,7 +8,7 @@ use slices::{Mat, Onto, RoundingRoom, Weight, multiply};
 
 use super::attention::{self, Heads};
 use super::scaled::{Gradients, Scaled};
-use crate::kernels::{Dropout, cross_entropy, gelu, gelu_back, normalise, normalise_back};
+use crate::kernels::{Dropout, cross_entropy, gelu_and_slope, multiply_each, normalise, normalise_back};
 use crate::shape::Shape;
 
 /// Tokens in a group, if contexts are shorter: enough for products to run at their full speed, few enough for the
@@ -50,7 +50,7 @@ struct Kept {
     attended: Vec<f32>,    // [n, d]
     ffn_normed: Vec<f32>,  // [n, d]
     ffn_scale: Vec<f32>,   // [n]
-    up: Vec<f32>,          // [n, 4d]
+    slope: Vec<f32>,       // [n, 4d], of GELU
     activation: Vec<f32>,  // [n, 4d]
 }
 
@@ -83,7 +83,7 @@ impl Room {
             attended: zeros(d),
             ffn_normed: zeros(d),
             ffn_scale: zeros(1),
-            up: zeros(4 * d),
+            slope: zeros(4 * d),
             activation: zeros(4 * d),
         };
         Self {
@@ -143,9 +143,9 @@ impl Room {
             add_product(&block.attn_out, &kept.attended[..n * d], drop_attended, narrow, residual, rounding);
 
             normalise(residual, &mut kept.ffn_normed[..n * d], &mut kept.ffn_scale[..n]);
-            let (normed, up) = (&kept.ffn_normed[..n * d], &mut kept.up[..n * 4 * d]);
+            let (normed, up) = (&kept.ffn_normed[..n * d], &mut kept.slope[..n * 4 * d]);
             block.up.multiply(normed, Onto::Nothing, up, rounding);
-            gelu(up, &mut kept.activation);
+            gelu_and_slope(up, &mut kept.activation);
             add_product(&block.down, &kept.activation[..n * 4 * d], drop_ffn, narrow, residual, rounding);
         }
         normalise(residual, &mut self.normed[..n * d], &mut self.norm_scale[..n]);
@@ -176,7 +176,7 @@ impl Room {
             multiply((4 * d, n, d), 1.0, activation.transposed(), Mat::rows(d_out, d), Onto::Sum, d_down, d);
             let (wide, rounding) = (&mut self.wide[..n * 4 * d], &mut self.rounding);
             down.multiply(d_out, Onto::Nothing, wide, rounding);
-            gelu_back(&kept.up[..n * 4 * d], wide);
+            multiply_each(wide, &kept.slope[..n * 4 * d]);
             let (d_wide, normed) = (Mat::rows(wide, 4 * d), Mat::rows(&kept.ffn_normed, d));
             multiply((d, n, 4 * d), 1.0, normed.transposed(), d_wide, Onto::Sum, &mut grads.values[places.up], 4 * d);
             let narrow = &mut self.narrow[..n * d];
