@@ -17,4 +17,4 @@ pub use packed::INT8_RECIPE;
 pub use product::{Mat, Onto, multiply, multiply_into, multiply_on_all_threads};
 pub use rows::{add, causal_softmax, max, reduce, softmax, sum_of_squares_f64, transposed};
 pub use vectors::{LANES, vectorised};
-pub use weight::{RoundingRoom, Weight};
+pub use weight::{RoundingRoom, Weight, add_gradient};

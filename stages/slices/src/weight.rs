@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use artifact::config::Products;
 
-use crate::packed::{Bf16Weights, Int8Weights, Rows, to_bf16};
+use crate::packed::{Bf16Weights, Columns, Int8Weights, Rows, to_bf16};
 use crate::product::Out;
 use crate::{Mat, Onto, multiply, multiply_into, transposed};
 
@@ -31,6 +31,28 @@ enum Kind<'a> {
 #[derive(Debug, Default)]
 pub struct RoundingRoom {
     rows: Rows,
+    columns: Columns,
+}
+
+/// out += xᵀ dy: what a layer's weights have for a gradient, on this thread. With bf16 it is f32's.
+/// Shapes: x [n, d_in], dy [n, d_out] → out [d_in, d_out].
+pub fn add_gradient(
+    (x, d_in): (&[f32], usize),
+    (dy, d_out): (&[f32], usize),
+    products: Products,
+    out: &mut [f32],
+    room: &mut RoundingRoom,
+) {
+    let n = x.len() / d_in;
+    assert!(x.len() == n * d_in && Some(dy.len()) == n.checked_mul(d_out), "x is [n, d_in], and dy [n, d_out]");
+    assert!(Some(out.len()) == d_in.checked_mul(d_out), "out is [d_in, d_out]");
+    match products {
+        Products::Int8 if n > 0 => room.columns.add_product(x, d_in, dy, d_out, out),
+        _ => {
+            let (x, dy) = (Mat::rows(x, d_in).transposed(), Mat::rows(dy, d_out));
+            multiply((d_in, n, d_out), 1.0, x, dy, Onto::Sum, out, d_out);
+        }
+    }
 }
 
 impl<'a> Weight<'a> {

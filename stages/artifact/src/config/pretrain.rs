@@ -46,8 +46,8 @@ pub struct Pretrain {
     pub checkpoint_every: u64,
     /// Steps between two rows of the curve.
     pub log_every: u64,
-    /// What the operands of the products of layers that make activations and their gradients are rounded to, on the CPU. The
-    /// gradients of weights are made in f32, and so are validation losses.
+    /// What the operands of the layers' products are rounded to in training, on the CPU. With bf16 the gradients of weights are
+    /// made in f32; validation losses always are.
     #[serde(skip_serializing_if = "Products::is_f32")]
     pub products: Products,
     pub sample: Sample,

@@ -4,7 +4,7 @@
 //! A layer norm's gain is a factor on the rows of the matrix behind it, so the passes know no gains: they work with
 //! matrices that have them multiplied in, once per step, and `scaled` takes the gradients apart again.
 
-use slices::{Mat, Onto, RoundingRoom, Weight, multiply};
+use slices::{Mat, Onto, RoundingRoom, Weight, add_gradient, multiply};
 
 use super::attention::{self, Heads};
 use super::scaled::{Gradients, Scaled};
@@ -172,27 +172,26 @@ impl Room {
             let [qkv, attn_out, up, down] = &block.back[..] else { panic!("weights for a backward pass") };
             // The feed-forward part.
             let d_out = dropped(drop_ffn, d_residual, &mut self.narrow);
-            let (activation, d_down) = (Mat::rows(&kept.activation, 4 * d), &mut grads.values[places.down]);
-            multiply((4 * d, n, d), 1.0, activation.transposed(), Mat::rows(d_out, d), Onto::Sum, d_down, d);
             let (wide, rounding) = (&mut self.wide[..n * 4 * d], &mut self.rounding);
+            let (activation, d_down) = (&kept.activation[..n * 4 * d], &mut grads.values[places.down]);
+            add_gradient((activation, 4 * d), (d_out, d), scaled.products, d_down, rounding);
             down.multiply(d_out, Onto::Nothing, wide, rounding);
             multiply_each(wide, &kept.slope[..n * 4 * d]);
-            let (d_wide, normed) = (Mat::rows(wide, 4 * d), Mat::rows(&kept.ffn_normed, d));
-            multiply((d, n, 4 * d), 1.0, normed.transposed(), d_wide, Onto::Sum, &mut grads.values[places.up], 4 * d);
+            let (normed, d_up) = (&kept.ffn_normed[..n * d], &mut grads.values[places.up]);
+            add_gradient((normed, d), (wide, 4 * d), scaled.products, d_up, rounding);
             let narrow = &mut self.narrow[..n * d];
             up.multiply(wide, Onto::Nothing, narrow, rounding);
             normalise_back(narrow, &kept.ffn_normed[..n * d], &kept.ffn_scale[..n], false, d_residual);
             // Attention.
             let d_out = dropped(drop_attended, d_residual, &mut self.narrow);
-            let (attended, d_attn_out) = (Mat::rows(&kept.attended, d), &mut grads.values[places.attn_out]);
-            multiply((d, n, d), 1.0, attended.transposed(), Mat::rows(d_out, d), Onto::Sum, d_attn_out, d);
+            let (attended, d_attn_out) = (&kept.attended[..n * d], &mut grads.values[places.attn_out]);
+            add_gradient((attended, d), (d_out, d), scaled.products, d_attn_out, rounding);
             let (d_attended, d_qkv) = self.wide[..n * 4 * d].split_at_mut(n * d);
             attn_out.multiply(d_out, Onto::Nothing, d_attended, rounding);
             let (room, dropped) = (&mut self.grads, &mut self.dropped);
             attention::backward(heads, &kept.qkv, &kept.weights, drop_weights, d_attended, room, dropped, d_qkv);
-            let normed = Mat::rows(&kept.attn_normed, d).transposed();
-            let (of_qkv, into) = (Mat::rows(d_qkv, 3 * d), &mut grads.values[places.qkv]);
-            multiply((d, n, 3 * d), 1.0, normed, of_qkv, Onto::Sum, into, 3 * d);
+            let (normed, of_qkv) = (&kept.attn_normed[..n * d], &mut grads.values[places.qkv]);
+            add_gradient((normed, d), (d_qkv, 3 * d), scaled.products, of_qkv, rounding);
             let narrow = &mut self.narrow[..n * d];
             qkv.multiply(d_qkv, Onto::Nothing, narrow, rounding);
             normalise_back(narrow, &kept.attn_normed[..n * d], &kept.attn_scale[..n], false, d_residual);

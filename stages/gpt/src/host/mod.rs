@@ -52,8 +52,8 @@ pub struct Outcome {
 }
 
 impl HostPass {
-    /// For batches of any number of contexts of `length` tokens. `products` says what the layers' products that make
-    /// activations and their gradients are rounded to in training; a loss alone is f32's.
+    /// For batches of any number of contexts of `length` tokens. `products` says what the operands of the
+    /// layers' products are rounded to in training; a loss alone is f32's.
     pub fn new(shape: Shape, length: usize, products: Products) -> Self {
         let shard =
             || Shard { room: Room::new(&shape, contexts_per_group(length), length), grads: Gradients::zeros(&shape) };

@@ -13,6 +13,7 @@ use crate::shape::Shape;
 /// What the passes work with.
 pub(super) struct Scaled<'a> {
     pub(super) shape: &'a Shape,
+    pub(super) products: Products,
     pub(super) embedding: &'a [f32],
     pub(super) positions: &'a [f32],
     blocks: Vec<Block<'a>>,
@@ -32,8 +33,7 @@ pub(super) struct Block<'a> {
 }
 
 impl<'a> Scaled<'a> {
-    /// For products of this kind forwards, and where there is a backward pass, backwards; those that make gradients of weights
-    /// are f32's, as are attention's and the unembedding's.
+    /// For products of this kind, but for attention's and the unembedding's, which are f32's.
     pub(super) fn new(shape: &'a Shape, weights: &'a [f32], products: Products, is_training: bool) -> Self {
         let d = shape.d_model;
         let with_gain = |matrix: &[f32], gain: &[f32]| {
@@ -66,6 +66,7 @@ impl<'a> Scaled<'a> {
         let embedding = &weights[shape.embedding()];
         Self {
             shape,
+            products,
             embedding,
             positions: &weights[shape.positions()],
             blocks: (0..shape.n_layers).into_par_iter().map(block).collect(),

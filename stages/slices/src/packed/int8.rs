@@ -14,30 +14,30 @@ use crate::product::Out;
 pub const INT8_RECIPE: u32 = 2;
 
 /// Inputs that are turned together.
-const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 64;
 /// Blocks that share a scale, on both sides: their integers are summed as they are, which is most of the speed.
-const SHARING: usize = 3;
+pub(super) const SHARING: usize = 3;
 /// Four bytes: what one lane of an instruction multiplies and adds.
-const WORD: usize = 4;
+pub(super) const WORD: usize = 4;
 /// Words of a block.
-const WORDS: usize = BLOCK / WORD;
+pub(super) const WORDS: usize = BLOCK / WORD;
 /// The largest integer; −128 is not used, so that a sign has no say.
 const LARGEST: f32 = 127.0;
 /// Outputs whose weights lie together, in panels, and rows that a kernel takes at once: 24 sums of integers, which leaves
 /// registers for what they are made of.
-const PANELS: usize = 4;
+pub(super) const PANELS: usize = 4;
 const OUTPUTS: usize = PANELS * PANEL;
-const TILE: usize = 6;
+pub(super) const TILE: usize = 6;
 /// What is added to weights: the instruction wants one side without a sign.
 const EXCESS: i32 = 128;
 
 /// W of y = x W, d_in padded with zeros to whole blocks, d_out to whole OUTPUTS.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Int8Weights {
     /// [d_out / OUTPUTS, n_blocks, WORDS, PANELS]: weights / scale + 128.
-    words: Vec<PanelWords>,
+    pub(super) words: Vec<PanelWords>,
     /// [d_out / OUTPUTS, n_scales, OUTPUTS].
-    scales: Vec<f32>,
+    pub(super) scales: Vec<f32>,
     d_in: usize,
     d_out: usize,
 }
@@ -45,13 +45,13 @@ pub(crate) struct Int8Weights {
 /// A word of each output of a panel: a register, and a line of the cache, across whose border no load is to go.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-struct PanelWords([[u8; WORD]; PANEL]);
+pub(super) struct PanelWords(pub(super) [[u8; WORD]; PANEL]);
 
 /// Rows, rounded: tiles of TILE rows, the last of what is left, in which the same block of all rows lies together.
 #[derive(Debug, Default)]
 pub(crate) struct Rows {
     /// For each tile of N rows [n_blocks, N].
-    blocks: Vec<[i8; BLOCK]>,
+    pub(super) blocks: Vec<[i8; BLOCK]>,
     /// For each tile of N rows [n_scales, N]; and −128 times the sum of the integers, for what was added to weights.
     scales: Vec<f32>,
     corrections: Vec<i32>,
@@ -76,7 +76,7 @@ impl Int8Weights {
                     scales[i * OUTPUTS + output] = unit / BLOCK as f32;
                     let words = words[i * SHARING * WORDS * PANELS..].chunks_exact_mut(PANELS);
                     for (of_panels, word) in words.zip(blocks.as_flattened().as_chunks::<WORD>().0) {
-                        of_panels[panel].0[lane] = word.map(|integer| (i32::from(integer) + EXCESS) as u8);
+                        of_panels[panel].0[lane] = word.map(excess);
                     }
                 }
             }
@@ -89,34 +89,45 @@ impl Int8Weights {
         let n_rows = x.len() / x_stride;
         assert!(x_stride >= self.d_in && out.len() == n_rows * self.d_out, "out is [n, d_out]");
         self.round_rows(x, x_stride, best_rounded(), rows);
+        self.multiply_rounded(rows, n_rows, out);
+    }
+
+    /// Shapes: rows [n, d_in] → out [n, d_out].
+    pub(super) fn multiply_rounded(&self, rows: &Rows, n_rows: usize, out: Out) {
         #[cfg(target_arch = "x86_64")]
         if avx512::is_available() {
             return avx512::multiply(self, rows, n_rows, out);
         }
+        assert!(out.len() == n_rows * self.d_out, "out is [n, d_out]");
         self.multiply_anywhere(rows, out);
     }
 
-    fn n_blocks(&self) -> usize {
+    /// Makes room for a matrix of these sizes. What is there is whatever was there.
+    pub(super) fn set_shape(&mut self, d_in: usize, d_out: usize) {
+        (self.d_in, self.d_out) = (d_in, d_out);
+        let n_groups = d_out.div_ceil(OUTPUTS);
+        let nothing = PanelWords([[excess(0); WORD]; PANEL]);
+        self.words.resize(n_groups * self.n_blocks() * WORDS * PANELS, nothing);
+        self.scales.resize(n_groups * self.n_scales() * OUTPUTS, 0.0);
+    }
+
+    pub(super) fn n_blocks(&self) -> usize {
         self.d_in.div_ceil(BLOCK)
     }
 
-    fn n_scales(&self) -> usize {
+    pub(super) fn n_scales(&self) -> usize {
         self.n_blocks().div_ceil(SHARING)
     }
 
     pub(super) fn round_rows(&self, x: &[f32], x_stride: usize, rounded: Rounding, rows: &mut Rows) {
         let (n_blocks, n_scales, n_rows) = (self.n_blocks(), self.n_scales(), x.len() / x_stride);
-        rows.blocks.resize(n_rows * n_blocks, [0; BLOCK]);
-        rows.scales.resize(n_rows * n_scales, 0.0);
-        rows.corrections.resize(n_rows * n_scales, 0);
+        rows.set_shape(n_rows, n_blocks, n_scales);
         for (row, x) in x.chunks_exact(x_stride).enumerate() {
             let first = row / TILE * TILE;
             let (n, at) = (TILE.min(n_rows - first), row % TILE);
-            let blocks = &mut rows.blocks[first * n_blocks..][..n * n_blocks];
             for (i, values) in x[..self.d_in].chunks(SHARING * BLOCK).enumerate() {
-                let (unit, sum) = rounded(values, &mut blocks[i * SHARING * n + at..], n);
-                rows.scales[first * n_scales + i * n + at] = unit;
-                rows.corrections[first * n_scales + i * n + at] = -EXCESS * sum;
+                let (unit, sum) = rounded(values, &mut rows.blocks[first * n_blocks + i * SHARING * n + at..], n);
+                rows.set_scale(first * n_scales + i * n + at, unit, sum);
             }
         }
     }
@@ -165,6 +176,25 @@ impl Int8Weights {
     }
 }
 
+impl Rows {
+    /// Makes room for so many rows. What is there is whatever was there.
+    pub(super) fn set_shape(&mut self, n_rows: usize, n_blocks: usize, n_scales: usize) {
+        self.blocks.resize(n_rows * n_blocks, [0; BLOCK]);
+        self.scales.resize(n_rows * n_scales, 0.0);
+        self.corrections.resize(n_rows * n_scales, 0);
+    }
+
+    pub(super) fn set_scale(&mut self, at: usize, unit: f32, sum: i32) {
+        self.scales[at] = unit;
+        self.corrections[at] = -EXCESS * sum;
+    }
+}
+
+/// An integer as the side without a sign has it.
+pub(super) fn excess(integer: i8) -> u8 {
+    (i32::from(integer) + EXCESS) as u8
+}
+
 /// What rounds at most SHARING blocks of values: turned, and divided by a unit, they become whole numbers in every so many
 /// places. Gives the unit, NaN where a value was infinite or none, and the sum of the integers.
 pub(super) type Rounding = fn(&[f32], &mut [[i8; BLOCK]], usize) -> (f32, i32);
@@ -198,7 +228,7 @@ pub(super) fn rounded(values: &[f32], places: &mut [[i8; BLOCK]], every: usize) 
 }
 
 /// What the integers of values up to one with these bits are units of, and what makes values integers.
-fn unit_of(largest: u32) -> (f32, f32) {
+pub(super) fn unit_of(largest: u32) -> (f32, f32) {
     let largest = f32::from_bits(largest);
     if !largest.is_finite() {
         return (f32::NAN, 0.0);
@@ -208,12 +238,15 @@ fn unit_of(largest: u32) -> (f32, f32) {
     (largest / LARGEST, if inverse.is_finite() { inverse } else { 0.0 })
 }
 
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
+
+/// The bits of a place in a block, in the order in which vectors of neighbours like them.
+pub(super) const BITS: [usize; 6] = [16, 32, 1, 2, 4, 8];
 
 /// A block times the Hadamard matrix of its size, which is symmetric, and BLOCK times its own inverse: for each bit of the
-/// places, pairs that differ in it become their sum and difference. The order of the bits is the one that vectors like.
+/// places, pairs that differ in it become their sum and difference.
 fn turned(mut block: [f32; BLOCK]) -> [f32; BLOCK] {
-    for bit in [16, 32, 1, 2, 4, 8] {
+    for bit in BITS {
         for i in (0..BLOCK).filter(|i| i & bit == 0) {
             (block[i], block[i + bit]) = (block[i] + block[i + bit], block[i] - block[i + bit]);
         }

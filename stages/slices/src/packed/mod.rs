@@ -4,13 +4,31 @@
 //! rows stand beside it, on any number of threads.
 
 mod bf16;
+mod columns;
 mod int8;
 #[cfg(test)]
 mod tests;
 
+use crate::product::Out;
 pub(crate) use bf16::{Bf16Weights, to_bf16};
 pub use int8::INT8_RECIPE;
 pub(crate) use int8::{Int8Weights, Rows};
+
+/// The operands of a product over rows, rounded.
+#[derive(Debug, Default)]
+pub(crate) struct Columns {
+    rows: Rows,
+    weights: Int8Weights,
+}
+
+impl Columns {
+    /// out += xᵀ dy. Shapes: x [n, d_in], dy [n, d_out] → out [d_in, d_out].
+    pub(crate) fn add_product(&mut self, x: &[f32], d_in: usize, dy: &[f32], d_out: usize, out: &mut [f32]) {
+        self.rows.take_columns(x, d_in);
+        self.weights.take_columns(dy, d_out);
+        self.weights.multiply_rounded(&self.rows, d_in, Out::Sum(out));
+    }
+}
 
 /// Outputs side by side: the 32-bit lanes of an AVX-512 register.
 const PANEL: usize = 16;

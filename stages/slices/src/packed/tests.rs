@@ -1,7 +1,7 @@
 //! The products against plain ones of the same rounded operands, in 64-bit floats.
 
 use super::int8::rounded;
-use super::{Bf16Weights, Int8Weights, Rows, to_bf16};
+use super::{Bf16Weights, Columns, Int8Weights, Rows, to_bf16};
 use crate::product::Out;
 
 /// Shapes that fill tiles, panels and blocks, and that leave some of each empty: (rows, d_in, d_out).
@@ -186,4 +186,24 @@ fn no_rows_are_no_product() {
     let weights = Int8Weights::new(&random(40 * 70, 14), 70);
     weights.multiply(&[], 70, Out::Sum(&mut []), &mut Rows::default());
     weights.multiply_anywhere(&Rows::default(), Out::Sum(&mut []));
+}
+
+/// Rows that fill blocks and groups of blocks or not, columns that fill panels and tiles or not.
+#[test]
+fn products_over_rows_are_those_of_columns_as_rows() {
+    let mut columns = Columns::default();
+    for (n, d_in, d_out) in [(512, 96, 130), (200, 17, 70), (64, 6, 64), (5, 40, 33), (1, 1, 1)] {
+        let (x, dy, before) = (random(n * d_in, 15), random(n * d_out, 16), random(d_in * d_out, 17));
+        let mut found = before.clone();
+        columns.add_product(&x, d_in, &dy, d_out, &mut found);
+        // Rounded where they lie, or as rows: the same integers, and so the same bits.
+        let (x_rows, dy_rows) = (crate::transposed(&x, d_in), crate::transposed(&dy, d_out));
+        let mut expected = before.clone();
+        let weights = Int8Weights::new(&dy_rows, n);
+        weights.multiply(&x_rows, n, Out::Sum(&mut expected), &mut Rows::default());
+        assert_eq!(found, expected, "{n} {d_in} {d_out}");
+        let exact = plain(&as_f64(&x_rows), n, &as_f64(&dy_rows), n);
+        let product: Vec<f32> = found.iter().zip(&before).map(|(found, before)| found - before).collect();
+        assert!(off(&product, &exact) <= 0.014, "{n} {d_in} {d_out}");
+    }
 }
