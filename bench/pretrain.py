@@ -109,7 +109,8 @@ class Torch:
 
 class Ours:
     def __init__(self, model, size, n_vocab, batches, lr, products, folder):
-        weights, tokens = Path(folder, "weights"), Path(folder, "tokens")
+        # Files of its own: another may still be reading.
+        weights, tokens = Path(folder, f"{products}.weights"), Path(folder, f"{products}.tokens")
         weights.write_bytes(model.flat().astype("<f4").tobytes())
         tokens.write_bytes(np.concatenate([batch.ravel() for batch in batches]).astype("<u4").tobytes())
         flags = {**size, "n_vocab": n_vocab, "lr": lr, "products": products, "weights": weights, "tokens": tokens}
