@@ -83,7 +83,7 @@ fn key(config: &Pretrain, model: &ModelSource) -> Result<Value> {
     let texts: Vec<Value> = model.texts.iter().enumerate().map(text).collect();
     let mut key = json!({"pretrain": of_training, "texts": texts});
     if config.products == Products::Int8 {
-        key["int8"] = json!(slices::INT8_RECIPE);
+        key["int8"] = json!({"products": slices::INT8_RECIPE, "gradients": slices::INT8_GRADIENT_RECIPE});
     }
     Ok(key)
 }

@@ -13,7 +13,7 @@ mod vectors;
 mod weight;
 
 pub use elementary::{erf, exp, tanh};
-pub use packed::INT8_RECIPE;
+pub use packed::{INT8_GRADIENT_RECIPE, INT8_RECIPE};
 pub use product::{Mat, Onto, multiply, multiply_into, multiply_on_all_threads};
 pub use rows::{add, causal_softmax, max, reduce, softmax, sum_of_squares_f64, transposed};
 pub use vectors::{LANES, vectorised};

@@ -46,8 +46,11 @@ pub fn add_gradient(
     let n = x.len() / d_in;
     assert!(x.len() == n * d_in && Some(dy.len()) == n.checked_mul(d_out), "x is [n, d_in], and dy [n, d_out]");
     assert!(Some(out.len()) == d_in.checked_mul(d_out), "out is [d_in, d_out]");
+    if n == 0 || out.is_empty() {
+        return;
+    }
     match products {
-        Products::Int8 if n > 0 => room.columns.add_product(x, d_in, dy, d_out, out),
+        Products::Int8 => room.columns.add_product(x, d_in, dy, d_out, out),
         _ => {
             let (x, dy) = (Mat::rows(x, d_in).transposed(), Mat::rows(dy, d_out));
             multiply((d_in, n, d_out), 1.0, x, dy, Onto::Sum, out, d_out);

@@ -53,8 +53,8 @@ pub struct Text {
 impl Text {
     /// Whether the other has the same documents, however much of them it takes.
     pub(super) fn is_same_text(&self, other: &Self) -> bool {
-        let place =
-            |text: &Self| text.path.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        let resolved = |path: &PathBuf| path.canonicalize().or_else(|_| std::path::absolute(path));
+        let place = |text: &Self| text.path.as_ref().map(|path| resolved(path).unwrap_or_else(|_| path.clone()));
         let has_columns = |text: &Self| {
             let extension = text.path.as_ref().and_then(|path| path.extension());
             extension.is_some_and(|extension| extension == "jsonl" || extension == "parquet")

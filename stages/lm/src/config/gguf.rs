@@ -110,7 +110,18 @@ fn refuse_variants(gguf: &Gguf, key: impl Fn(&str) -> String) -> Result<()> {
             ensure!(factor == 1.0, "{key} = {factor} is not supported");
         }
     }
-    for name in ["attention.sliding_window", "attention.clamp_kqv", "attention.max_alibi_bias"] {
+    for name in [
+        "attention.sliding_window",
+        "attention.clamp_kqv",
+        "attention.max_alibi_bias",
+        "attention.scale",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "logit_scale",
+        "residual_scale",
+        "embedding_scale",
+        "rope.scaling.attn_factor",
+    ] {
         ensure!(gguf.get(&key(name)).is_none(), "{} is not supported", key(name));
     }
     Ok(())

@@ -101,7 +101,8 @@ fn other_architectures_and_variants_are_refused_by_name() {
     tiny.tensor("blk.0.attn_norm.weight").name = "blk.0.attn_q.bias".to_owned();
     check(&tiny.bytes(), "blk.0.attn_norm.weight is missing");
     for (name, said) in [
-        ("blk.0.attn_q.bias", "blk.0 has biases of some of attn_q, attn_k and attn_v"),
+        ("blk.0.attn_q.bias", "tensor blk.1.attn_q.bias is missing"),
+        ("blk.1.attn_q.bias", "tensor blk.1.attn_q.bias is not supported"),
         ("blk.0.ffn_up.bias", "tensor blk.0.ffn_up.bias is not supported"),
         ("blk.0.attn_q_norm.weight", "tensor blk.0.attn_q_norm.weight is not supported"),
         ("rope_freqs.weight", "tensor rope_freqs.weight has sizes"),

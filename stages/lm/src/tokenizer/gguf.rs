@@ -152,8 +152,13 @@ impl Tokenizer {
         let mut inner: tokenizers::Tokenizer = build(tokens, kinds, merges, pieces)?.into();
         let user_defined = tokens.iter().zip(kinds).filter(|(_, kind)| **kind == USER_DEFINED);
         let user_defined: Vec<AddedToken> =
-            user_defined.map(|(name, _)| AddedToken::from(name.clone(), false)).collect();
+            user_defined.map(|(name, _)| AddedToken::from(name.clone(), false).normalized(false)).collect();
         inner.add_tokens(&user_defined);
+        // Where text is changed first the library says where tokens stand, and it counts wrongly behind a byte without one.
+        ensure!(
+            !pieces.is_normalised() || has_byte.iter().all(|&has_byte| has_byte),
+            "tokenizer.ggml.tokens lack some single bytes, which is not supported with tokenizer.ggml.pre = qwen2"
+        );
         let places = if pieces.is_normalised() { Places::Told } else { Places::Walk };
         Ok(Self { inner, token_bytes, has_byte, specials, separator, places })
     }

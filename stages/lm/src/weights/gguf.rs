@@ -20,9 +20,12 @@ pub(crate) struct GgufWeights<'a> {
 impl<'a> GgufWeights<'a> {
     /// Errors: a tensor is missing, or there is one that would not be used.
     pub(crate) fn new(gguf: &'a Gguf, config: &'a ModelConfig) -> Result<Self> {
-        refuse_unknown_tensors(gguf, config)?;
-        let is_llama = matches!(gguf.get("general.architecture"), Some(Value::String(name)) if name == "llama");
-        Ok(Self { gguf, config, has_pairs_side_by_side: is_llama })
+        let architecture = match gguf.get("general.architecture") {
+            Some(Value::String(name)) => name.as_str(),
+            _ => "",
+        };
+        refuse_unknown_tensors(gguf, config, architecture)?;
+        Ok(Self { gguf, config, has_pairs_side_by_side: architecture == "llama" })
     }
 
     fn norm(&self, name: &str) -> Result<NormWeights> {
@@ -114,7 +117,7 @@ const PARTS_WITH_BIASES: [&str; 4] = ["attn_q", "attn_k", "attn_v", "attn_output
 
 /// Refuses a file with tensors that this forward pass would not use (biases of feed-forward parts, norms that the architecture
 /// has not): such a model would run, and be wrong.
-fn refuse_unknown_tensors(gguf: &Gguf, config: &ModelConfig) -> Result<()> {
+fn refuse_unknown_tensors(gguf: &Gguf, config: &ModelConfig, architecture: &str) -> Result<()> {
     let mut known = BTreeSet::from(["token_embd.weight".to_owned(), "output_norm.weight".to_owned()]);
     for name in &known {
         if gguf.info(name).is_none() {
@@ -132,7 +135,17 @@ fn refuse_unknown_tensors(gguf: &Gguf, config: &ModelConfig) -> Result<()> {
             }
             known.insert(name);
         }
-        known.extend(PARTS_WITH_BIASES.map(|part| format!("blk.{n}.{part}.bias")));
+        for part in PARTS_WITH_BIASES {
+            let bias = |n| format!("blk.{n}.{part}.bias");
+            // What the first block has the others have, and Qwen2 has them always.
+            let is_expected = gguf.info(&bias(0)).is_some() || (architecture == "qwen2" && part != "attn_output");
+            if is_expected && gguf.info(&bias(n)).is_none() {
+                bail!("{}: tensor {} is missing", gguf.path().display(), bias(n));
+            }
+            if is_expected {
+                known.insert(bias(n));
+            }
+        }
     }
     if let Some(name) = gguf.tensor_names().find(|name| !known.contains(*name)) {
         bail!("{}: tensor {name} is not supported", gguf.path().display());

@@ -1,9 +1,11 @@
-//! Columns rounded along rows, for products whose inner dimension is the rows: gradients of weights, over tokens. No value is
-//! moved to another column on the way, so that plain loops over panels of columns become vector code.
+//! Columns rounded along rows, for products whose inner dimension is the rows: gradients of weights, over tokens. A panel of
+//! columns at a time, a register a row, so that turning and rounding move no value to another lane; what comes out is as
+//! `int8`'s kernel reads it.
 
 use super::PANEL;
 use super::int8::{BITS, BLOCK, PANELS, ROUND, SHARING, TILE, WORD, WORDS, unit_of};
 use super::int8::{Int8Weights, PanelWords, Rows};
+
 /// A block of rows of a panel of columns.
 type PanelBlock = [[f32; PANEL]; BLOCK];
 
@@ -47,7 +49,7 @@ fn round_panel(blocks: &mut [PanelBlock], words: &mut [Words]) -> ([f32; PANEL],
     round_panel_anywhere(blocks, words)
 }
 
-pub(super) fn round_panel_anywhere(blocks: &mut [PanelBlock], words: &mut [Words]) -> ([f32; PANEL], [i32; PANEL]) {
+fn round_panel_anywhere(blocks: &mut [PanelBlock], words: &mut [Words]) -> ([f32; PANEL], [i32; PANEL]) {
     // The bits of what has no sign are in the order of the numbers, infinity and NaN behind all others.
     let mut largest = [0u32; PANEL];
     for block in &mut *blocks {

@@ -12,6 +12,8 @@ use crate::product::Out;
 
 /// Raised when the same operands come to other products.
 pub const INT8_RECIPE: u32 = 2;
+/// The same of gradients of weights.
+pub const INT8_GRADIENT_RECIPE: u32 = 1;
 
 /// Inputs that are turned together.
 pub(super) const BLOCK: usize = 64;
@@ -186,7 +188,8 @@ impl Rows {
 
     pub(super) fn set_scale(&mut self, at: usize, unit: f32, sum: i32) {
         self.scales[at] = unit;
-        self.corrections[at] = -EXCESS * sum;
+        // What is not finite has a sum of no meaning, and its unit says so.
+        self.corrections[at] = sum.wrapping_mul(-EXCESS);
     }
 }
 

@@ -11,7 +11,7 @@ mod tests;
 
 use crate::product::Out;
 pub(crate) use bf16::{Bf16Weights, to_bf16};
-pub use int8::INT8_RECIPE;
+pub use int8::{INT8_GRADIENT_RECIPE, INT8_RECIPE};
 pub(crate) use int8::{Int8Weights, Rows};
 
 /// The operands of a product over rows, rounded.

@@ -192,7 +192,7 @@ fn no_rows_are_no_product() {
 #[test]
 fn products_over_rows_are_those_of_columns_as_rows() {
     let mut columns = Columns::default();
-    for (n, d_in, d_out) in [(512, 96, 130), (200, 17, 70), (64, 6, 64), (5, 40, 33), (1, 1, 1)] {
+    for (n, d_in, d_out) in [(512, 96, 130), (200, 17, 70), (64, 6, 64), (5, 40, 33), (1, 1, 1), (400, 100, 200)] {
         let (x, dy, before) = (random(n * d_in, 15), random(n * d_out, 16), random(d_in * d_out, 17));
         let mut found = before.clone();
         columns.add_product(&x, d_in, &dy, d_out, &mut found);
@@ -202,8 +202,26 @@ fn products_over_rows_are_those_of_columns_as_rows() {
         let weights = Int8Weights::new(&dy_rows, n);
         weights.multiply(&x_rows, n, Out::Sum(&mut expected), &mut Rows::default());
         assert_eq!(found, expected, "{n} {d_in} {d_out}");
+        let mut anywhere = before.clone();
+        columns.weights.multiply_anywhere(&columns.rows, Out::Sum(&mut anywhere));
+        assert_eq!(anywhere, expected, "{n} {d_in} {d_out}");
         let exact = plain(&as_f64(&x_rows), n, &as_f64(&dy_rows), n);
         let product: Vec<f32> = found.iter().zip(&before).map(|(found, before)| found - before).collect();
         assert!(off(&product, &exact) <= 0.014, "{n} {d_in} {d_out}");
+    }
+}
+
+/// Also where sums of finite values are beyond all numbers.
+#[test]
+fn what_is_not_finite_comes_through_a_product_over_rows() {
+    let (n, d_in, d_out) = (70, 20, 40);
+    for bad in [f32::NAN, f32::INFINITY, 1e37] {
+        let (mut x, dy) = (random(n * d_in, 18), random(n * d_out, 19));
+        x.iter_mut().skip(7).step_by(d_in).for_each(|x| *x = bad);
+        let mut found = vec![0.0; d_in * d_out];
+        Columns::default().add_product(&x, d_in, &dy, d_out, &mut found);
+        for (row, values) in found.chunks_exact(d_out).enumerate() {
+            assert!(values.iter().all(|value| value.is_finite() == (row != 7)), "{bad}, row {row}");
+        }
     }
 }
