@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use artifact::stage::{MANIFEST, Manifest};
 use tempfile::TempDir;
@@ -148,6 +148,17 @@ impl Run {
 pub fn changed(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<String> {
     let names: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
     names.into_iter().filter(|name| before.get(*name) != after.get(*name)).cloned().collect()
+}
+
+/// Kills a process once a file or folder is there that it writes on its way.
+pub fn kill_when_there(mut process: Child, path: &Path) {
+    let start = Instant::now();
+    while !path.exists() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no {} in a minute", path.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    process.kill().expect("the process can be killed");
+    process.wait().expect("the process ends");
 }
 
 pub fn stderr(output: &Output) -> String {

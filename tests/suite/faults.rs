@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use artifact::random::stream;
 use artifact::stage::MANIFEST;
-use pipeline_tests::{Run, STAGES, changed, stderr};
+use pipeline_tests::{Run, STAGES, changed, kill_when_there, stderr};
 use rand::Rng;
 
 /// The i-th moment at which a stage is killed, as a share of the time it takes.
@@ -44,14 +44,8 @@ fn an_interrupted_training_goes_on_from_its_checkpoint() {
     let undisturbed = run.manifests();
     let sae = run.folder.join("train/vanilla");
     std::fs::remove_file(sae.join(MANIFEST)).unwrap();
-    let mut process = run.start("train", &[]);
-    let start = Instant::now();
-    while !sae.join("checkpoint").exists() {
-        assert!(start.elapsed() < Duration::from_secs(60), "no checkpoint in a minute");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    process.kill().unwrap();
-    process.wait().unwrap();
+    let process = run.start("train", &[]);
+    kill_when_there(process, &sae.join("checkpoint"));
     run.expect("train", &[]);
     assert_eq!(changed(&undisturbed, &run.manifests()), [""; 0]);
     assert!(!sae.join("checkpoint").exists(), "a finished training needs no checkpoint");

@@ -1,10 +1,9 @@
 //! A language model that the pipeline trains itself, through the whole pipeline.
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use artifact::tables::{PretrainRow, read_rows};
-use pipeline_tests::{Run, changed, repository};
+use pipeline_tests::{Run, changed, kill_when_there, repository};
 
 /// A pipeline on a text of some thousand characters, which repeats itself.
 fn written() -> Run {
@@ -91,15 +90,9 @@ fn runs_at_other_hooks_have_the_same_model_without_training_it() {
 fn an_interrupted_pretraining_becomes_what_it_would_have_become() {
     let run = pretrained();
     let undisturbed = run.manifests();
-    let mut process = run.command("pretrain").arg("--force").env("RAYON_NUM_THREADS", "1").spawn().unwrap();
+    let process = run.command("pretrain").arg("--force").env("RAYON_NUM_THREADS", "1").spawn().unwrap();
     let checkpoint = run.folder.join("pretrain/checkpoint/state.safetensors");
-    let start = Instant::now();
-    while !checkpoint.exists() {
-        assert!(start.elapsed() < Duration::from_secs(60), "no checkpoint in a minute");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    process.kill().unwrap();
-    process.wait().unwrap();
+    kill_when_there(process, &checkpoint);
     assert!(run.said("pretrain").contains("going on from step"));
     assert!(!checkpoint.exists(), "a finished training needs no checkpoint");
     assert_eq!(changed(&undisturbed, &run.manifests()), [""; 0]);
@@ -111,14 +104,8 @@ fn rounded_products_make_another_model_that_goes_on_where_it_was_interrupted() {
     run.edit("n_steps: 120", "products: int8, n_steps: 120");
     run.expect("fetch", &[]);
     let checkpoint = run.folder.join("pretrain/checkpoint/state.safetensors");
-    let mut process = run.command("pretrain").env("RAYON_NUM_THREADS", "1").spawn().unwrap();
-    let start = Instant::now();
-    while !checkpoint.exists() {
-        assert!(start.elapsed() < Duration::from_secs(60), "no checkpoint in a minute");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    process.kill().unwrap();
-    process.wait().unwrap();
+    let process = run.command("pretrain").env("RAYON_NUM_THREADS", "1").spawn().unwrap();
+    kill_when_there(process, &checkpoint);
     assert!(run.said("pretrain").contains("going on from step"));
     let interrupted = run.manifests();
     run.expect("pretrain", &["--force"]);

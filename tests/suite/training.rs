@@ -2,11 +2,10 @@
 //! becomes is the same.
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use artifact::stage::MANIFEST;
 use artifact::tables::{TreeNode, read_rows};
-use pipeline_tests::{Run, changed, stderr};
+use pipeline_tests::{Run, changed, kill_when_there, stderr};
 
 use crate::faults::{duration, moment};
 
@@ -89,14 +88,8 @@ fn saes_go_on_from_their_own_steps() {
         run.edit("log_every: 5", "log_every: 5\n  together: 8");
         let undisturbed = run.manifests();
         let checkpoint = |sae: &str| run.folder.join("train").join(sae).join("checkpoint/state.safetensors");
-        let mut process = run.start("train", &["--force"]);
-        let start = Instant::now();
-        while !checkpoint("hiersae").exists() {
-            assert!(start.elapsed() < Duration::from_secs(60), "no checkpoint in a minute");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        process.kill().unwrap();
-        process.wait().unwrap();
+        let process = run.start("train", &["--force"]);
+        kill_when_there(process, &checkpoint("hiersae"));
         // This one starts anew, and the others wait for it.
         std::fs::remove_file(checkpoint("batchtopk")).unwrap();
         let output = run.command("train").args(["--log-format", "json"]).output().unwrap();

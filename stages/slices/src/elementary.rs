@@ -43,7 +43,7 @@ pub fn tanh(x: f32) -> f32 {
 
 /// The error function, to within 3e-7. Coefficients: Cephes, `erff` and `erfcf`.
 #[inline(always)]
-pub fn erf(x: f32) -> f32 {
+fn erf(x: f32) -> f32 {
     #[inline(always)]
     fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
         let mut sum = 0.0;
@@ -81,6 +81,25 @@ pub fn erf(x: f32) -> f32 {
     let far = if x < 0.0 { missing - 1.0 } else { 1.0 - missing };
     // NaN is not far.
     if size > 1.0 { far } else { near }
+}
+
+/// x / (1 + e⁻ˣ).
+#[inline(always)]
+pub fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// x Φ(x). Source: Hendrycks & Gimpel 2016, "Gaussian Error Linear Units".
+#[inline(always)]
+pub fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+/// The same by tanh, as GPT-2 has it.
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    const ROOT_TWO_OVER_PI: f32 = 0.797_884_6;
+    0.5 * x * (1.0 + tanh(ROOT_TWO_OVER_PI * (x + 0.044_715 * x * x * x)))
 }
 
 #[cfg(test)]
@@ -131,5 +150,22 @@ mod tests {
             }
         }
         assert!(tanh(f32::NAN).is_nan() && erf(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn activations_are_those_of_their_definitions() {
+        for step in -100_000..=100_000 {
+            let x = f64::from(step) * 1e-4;
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+            for (name, found, expected) in [
+                ("silu", silu(x as f32), x / (1.0 + (-x).exp())),
+                ("gelu", gelu(x as f32), 0.5 * x * (1.0 + erf_of(x / 2f64.sqrt()))),
+                ("gelu_tanh", gelu_tanh(x as f32), 0.5 * x * (1.0 + inner.tanh())),
+            ] {
+                let off = (f64::from(found) - expected).abs();
+                assert!(off <= 4e-7 * expected.abs().max(1.0), "{name}({x}) = {found}, expected {expected}");
+            }
+        }
+        assert!(gelu(f32::NAN).is_nan() && gelu_tanh(f32::NAN).is_nan() && silu(f32::NAN).is_nan());
     }
 }

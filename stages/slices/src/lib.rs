@@ -12,9 +12,9 @@ mod rows;
 mod vectors;
 mod weight;
 
-pub use elementary::{erf, exp, tanh};
+pub use elementary::{exp, gelu, gelu_tanh, silu, tanh};
 pub use packed::{INT8_GRADIENT_RECIPE, INT8_RECIPE};
-pub use product::{Mat, Onto, multiply, multiply_into, multiply_on_all_threads};
-pub use rows::{add, causal_softmax, max, reduce, softmax, sum_of_squares_f64, transposed};
-pub use vectors::{LANES, vectorised};
+pub use product::{Mat, Onto, multiply, multiply_on_all_threads};
+pub use rows::{add, causal_softmax, max, reduce, sum_of_squares_f64, transposed};
+pub use vectors::vectorised;
 pub use weight::{RoundingRoom, Weight, add_gradient};

@@ -57,7 +57,7 @@ pub fn multiply_on_all_threads(sizes: Sizes, scale: f32, a: Mat, b: Mat, onto: O
 }
 
 /// out = a · b on this thread alone, into memory that nothing has been written to. All of the m rows' n values are written.
-pub fn multiply_into(sizes: Sizes, a: Mat, b: Mat, out: &mut [MaybeUninit<f32>], stride: usize) {
+pub(crate) fn multiply_into(sizes: Sizes, a: Mat, b: Mat, out: &mut [MaybeUninit<f32>], stride: usize) {
     product(sizes, 1.0, a, b, Out::Fresh(out), stride, gemm::Parallelism::None);
 }
 

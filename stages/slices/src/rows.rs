@@ -1,6 +1,7 @@
 //! What goes over rows between products.
 
-use crate::{LANES, exp, vectorised};
+use crate::exp;
+use crate::vectors::{LANES, vectorised};
 
 /// x += y.
 pub fn add(x: &mut [f32], y: &[f32]) {
@@ -39,7 +40,7 @@ pub fn causal_softmax(scores: &mut [f32], stride: usize, width: usize, first_que
 
 /// eˣ / Σ eˣ, in place.
 #[inline(always)]
-pub fn softmax(row: &mut [f32]) {
+fn softmax(row: &mut [f32]) {
     let max = max(row);
     for value in row.iter_mut() {
         *value = exp(*value - max);

@@ -6,8 +6,8 @@ use std::mem::MaybeUninit;
 use artifact::config::Products;
 
 use crate::packed::{Bf16Weights, Columns, Int8Weights, Rows, to_bf16};
-use crate::product::Out;
-use crate::{Mat, Onto, multiply, multiply_into, transposed};
+use crate::product::{Out, multiply_into};
+use crate::{Mat, Onto, multiply, transposed};
 
 /// W of y = x W, on one thread.
 #[derive(Debug)]
@@ -77,13 +77,13 @@ impl<'a> Weight<'a> {
         let d_out = columns.len() / d_in;
         match products {
             Products::F32 => Self { kind: Kind::F32(columns), d_in, d_out },
-            products => Self::of_rows(&transposed(&columns, d_out), d_in, products),
+            Products::Bf16 => Self::of_rows(&transposed(&columns, d_out), d_in, products),
+            Products::Int8 => {
+                let mut weights = Int8Weights::default();
+                weights.take_columns(&columns, d_out);
+                Self { kind: Kind::Int8(weights), d_in, d_out }
+            }
         }
-    }
-
-    /// Inputs.
-    pub fn d_in(&self) -> usize {
-        self.d_in
     }
 
     /// Outputs.
@@ -200,7 +200,7 @@ mod tests {
         for (products, tolerance) in [(Products::F32, 1e-6), (Products::Bf16, 0.01), (Products::Int8, 0.02)] {
             let exact = product(&Weight::of_rows(&rows, d_in, Products::F32), &x, d_in);
             let weight = Weight::of_columns(transposed(&rows, d_in).into(), d_in, products);
-            assert_eq!((weight.d_in(), weight.d_out()), (d_in, d_out));
+            assert_eq!((weight.d_in, weight.d_out()), (d_in, d_out));
             for onto in [Onto::Nothing, Onto::Sum] {
                 let mut out = before.clone();
                 weight.multiply(&x, onto, &mut out, &mut RoundingRoom::default());

@@ -2,7 +2,7 @@
 //!
 //! No fused multiply-adds and a fixed number of partial sums: the results are the same on every CPU.
 
-use slices::{erf, exp, reduce, tanh, vectorised};
+use slices::{gelu, gelu_tanh, reduce, silu, tanh, vectorised};
 
 use crate::config::Activation;
 
@@ -146,61 +146,9 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     1.0 / (reduce(x, x, |x, y| x * y) / x.len() as f32 + eps).sqrt()
 }
 
-/// x / (1 + e⁻ˣ).
-#[inline(always)]
-fn silu(x: f32) -> f32 {
-    x / (1.0 + exp(-x))
-}
-
-/// x Φ(x). Source: Hendrycks & Gimpel 2016, "Gaussian Error Linear Units".
-#[inline(always)]
-fn gelu(x: f32) -> f32 {
-    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
-}
-
-/// The same by tanh, as GPT-2 has it.
-#[inline(always)]
-fn gelu_tanh(x: f32) -> f32 {
-    const ROOT_TWO_OVER_PI: f32 = 0.797_884_6;
-    0.5 * x * (1.0 + tanh(ROOT_TWO_OVER_PI * (x + 0.044_715 * x * x * x)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// By its series, and further out by the continued fraction of its distance to 1.
-    fn erf_of(x: f64) -> f64 {
-        let root_pi = std::f64::consts::PI.sqrt();
-        if x.abs() > 2.0 {
-            let size = x.abs();
-            let fraction = (1..=100).rev().fold(size, |fraction, k| size + f64::from(k) / 2.0 / fraction);
-            return x.signum() * (1.0 - (-size * size).exp() / root_pi / fraction);
-        }
-        let (mut term, mut sum) = (x, x);
-        for n in 1..60 {
-            term *= -x * x / f64::from(n);
-            sum += term / f64::from(2 * n + 1);
-        }
-        sum * 2.0 / root_pi
-    }
-
-    #[test]
-    fn activations_are_those_of_their_definitions() {
-        for step in -100_000..=100_000 {
-            let x = f64::from(step) * 1e-4;
-            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
-            for (name, found, expected) in [
-                ("silu", silu(x as f32), x / (1.0 + (-x).exp())),
-                ("gelu", gelu(x as f32), 0.5 * x * (1.0 + erf_of(x / 2f64.sqrt()))),
-                ("gelu_tanh", gelu_tanh(x as f32), 0.5 * x * (1.0 + inner.tanh())),
-            ] {
-                let off = (f64::from(found) - expected).abs();
-                assert!(off <= 4e-7 * expected.abs().max(1.0), "{name}({x}) = {found}, expected {expected}");
-            }
-        }
-        assert!(gelu(f32::NAN).is_nan() && gelu_tanh(f32::NAN).is_nan() && silu(f32::NAN).is_nan());
-    }
 
     #[test]
     fn layer_norm_of_a_width_that_fills_no_register() {
