@@ -13,7 +13,7 @@ use crate::shape::Shape;
 
 /// Tokens in a group, if contexts are shorter: enough for products to run at their full speed, few enough for the
 /// second-level cache. Fixed, since sums depend on it.
-const TOKENS_PER_GROUP: usize = 512;
+const TOKENS_PER_GROUP: usize = 128;
 
 /// Contexts that go through the passes together.
 pub(super) fn contexts_per_group(length: usize) -> usize {

@@ -5,6 +5,8 @@ mod attention;
 mod group;
 mod scaled;
 
+use std::sync::Mutex;
+
 use artifact::config::Products;
 use artifact::random::stream;
 use rand::Rng;
@@ -29,17 +31,15 @@ pub struct DropoutOf {
     pub step: u64,
 }
 
-/// Room and gradients of each shard, for contexts of one length.
+/// Room for passes and each shard's gradients, for contexts of one length.
 pub struct HostPass {
     shape: Shape,
     products: Products,
     length: usize,
-    shards: Vec<Shard>,
-}
-
-struct Shard {
-    room: Room,
-    grads: Gradients,
+    /// As many as threads have needed at a time. They are large: the fewer there are, the more of one is in the cache.
+    rooms: Mutex<Vec<Room>>,
+    /// Of each shard.
+    grads: Vec<Gradients>,
 }
 
 /// What a batch comes to.
@@ -55,19 +55,17 @@ impl HostPass {
     /// For batches of any number of contexts of `length` tokens. `products` says what the operands of the
     /// layers' products are rounded to in training; a loss alone is f32's.
     pub fn new(shape: Shape, length: usize, products: Products) -> Self {
-        let shard =
-            || Shard { room: Room::new(&shape, contexts_per_group(length), length), grads: Gradients::zeros(&shape) };
-        Self { shape, products, length, shards: (0..N_SHARDS).map(|_| shard()).collect() }
+        Self { shape, products, length, rooms: Mutex::default(), grads: vec![Gradients::zeros(&shape); N_SHARDS] }
     }
 
     /// Loss and gradient of a batch. Shapes: inputs and targets [contexts · length].
     pub fn train(&mut self, weights: &[f32], batch: (&[u32], &[u32]), dropout: Option<DropoutOf>) -> Outcome {
         let loss = self.run(weights, batch, dropout, true);
-        let (first, others) = self.shards.split_first_mut().expect("there are shards");
-        fold(&mut first.grads.values, others.iter().map(|shard| &shard.grads.values));
-        fold(&mut first.grads.unembedding, others.iter().map(|shard| &shard.grads.unembedding));
-        first.grads.take_apart(&self.shape, weights);
-        let sums: Vec<f64> = first.grads.values.par_chunks(PIECE).map(sum_of_squares_f64).collect();
+        let (first, others) = self.grads.split_first_mut().expect("there are shards");
+        fold(&mut first.values, others.iter().map(|grads| &grads.values));
+        fold(&mut first.unembedding, others.iter().map(|grads| &grads.unembedding));
+        first.take_apart(&self.shape, weights);
+        let sums: Vec<f64> = first.values.par_chunks(PIECE).map(sum_of_squares_f64).collect();
         Outcome { loss, sum_of_squares: sums.iter().sum() }
     }
 
@@ -78,7 +76,7 @@ impl HostPass {
 
     /// Of the last batch that was trained on, in the order of the parameters.
     pub fn gradient(&self) -> &[f32] {
-        &self.shards[0].grads.values
+        &self.grads[0].values
     }
 
     fn run(&mut self, weights: &[f32], batch: (&[u32], &[u32]), dropout: Option<DropoutOf>, is_training: bool) -> f64 {
@@ -89,26 +87,29 @@ impl HostPass {
         let products = if is_training { self.products } else { Products::F32 };
         let scaled = Scaled::new(shape, weights, products, is_training);
         let scale = 1.0 / inputs.len() as f32;
-        let pass = |(i, shard): (usize, &mut Shard)| {
+        let (rooms, group) = (&self.rooms, contexts_per_group(length));
+        let pass = |(i, grads): (usize, &mut Gradients)| {
             let end = |i: usize| i * n_contexts / N_SHARDS * length;
             let of_shard = end(i)..end(i + 1);
             let mut keys = dropout.map(|of| stream(of.seed, "pretrain/dropout", i as u64, of.step));
             if is_training {
-                shard.grads.clear();
+                grads.clear();
             }
-            let group = contexts_per_group(length) * length;
-            let groups = inputs[of_shard.clone()].chunks(group).zip(targets[of_shard].chunks(group));
+            let groups = inputs[of_shard.clone()].chunks(group * length).zip(targets[of_shard].chunks(group * length));
+            let room = rooms.lock().expect("no thread failed").pop();
+            let mut room = room.unwrap_or_else(|| Room::new(shape, group, length));
             let mut sum = 0.0;
             for group in groups {
                 let n_keys = Drops::n_keys(shape);
                 let keys = keys.iter_mut().flat_map(|keys| (0..n_keys).map(|_| keys.next_u32())).collect();
                 let drops = Drops { probability: dropout.map_or(0.0, |of| of.probability), keys };
-                let grads = is_training.then_some(&mut shard.grads);
-                sum += shard.room.run(&scaled, length, group, &drops, scale, grads);
+                let grads = is_training.then_some(&mut *grads);
+                sum += room.run(&scaled, length, group, &drops, scale, grads);
             }
+            rooms.lock().expect("no thread failed").push(room);
             sum
         };
-        let sums: Vec<f64> = self.shards.par_iter_mut().enumerate().map(pass).collect();
+        let sums: Vec<f64> = self.grads.par_iter_mut().enumerate().map(pass).collect();
         sums.iter().sum::<f64>() / inputs.len() as f64
     }
 }
