@@ -19,6 +19,8 @@ CARGO  ?= cargo
 CARGO_FLAGS ?= --locked
 SHELL  := bash
 .SHELLFLAGS := -eu -o pipefail -c
+# Memory in huge pages, where glibc's malloc knows the word: steps of a training are some 5 to 15 % faster.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 .SECONDARY:
 .PRECIOUS: $(RUN)/%/manifest.json
 

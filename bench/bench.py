@@ -22,6 +22,7 @@ import sys
 import time
 
 import tables
+from memory import TUNED
 
 HERE = pathlib.Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "requirements.txt"
@@ -31,7 +32,6 @@ TORCH_CPU = "https://download.pytorch.org/whl/cpu"
 INSIDE = "HIERSAE_BENCH_INSIDE"   # set once the chosen interpreter runs
 
 SHAPES = [(512, 8192, 4096, 32), (768, 24576, 4096, 32)]   # d_model, d_sae, batch, k
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 OURS = [f"ours/{arch}" for arch in ("topk", "batchtopk", "matryoshka", "hiersae", "vanilla")]
 THEIRS = [
     *(f"dl/{arch}/{precision}{malloc}" for arch in ("topk", "batchtopk") for precision in ("f32", "bf16")
@@ -195,9 +195,9 @@ def measure(run, args, parts):
     """The row of a run: what its process printed, or why it failed."""
     row = {"section": run.section, "round": run.round, "name": run.name, "steps": run.steps, "warmup": run.warmup,
            "threads": args.threads} | dict(zip(("d_model", "d_sae", "batch", "k"), run.shape))
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    env = {name: value for name, value in os.environ.items() if name not in TUNED}
     env |= {name: str(args.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
-    env |= MALLOC if run.name.endswith("/tuned") else {}
+    env |= TUNED if run.name.endswith("/tuned") or run.name.startswith("ours/") else {}
     child = subprocess.run(command(run, args, parts), env=env, capture_output=True, text=True)
     try:
         if child.returncode:

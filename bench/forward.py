@@ -5,7 +5,8 @@
 Needs torch, transformers, gguf, pyarrow, and llama-cpp-python where it is to be measured too (bench/forward-requirements.txt), and
 `cargo build --release --workspace --examples` before. All take the same contexts of equal length; transformers computes the
 blocks up to the hook and no more; llama.cpp has no way to stop, so that it is compared at the last block, where we compute all of
-them as well. Speeds are the median of the rounds, ratios are of rounds side by side. f32 peak: torch's product of large matrices.
+them as well. Malloc is tuned for all (memory.py). Speeds are the median of the rounds, ratios are of rounds side by side. f32
+peak: torch's product of large matrices.
 """
 
 import argparse
@@ -17,8 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1073741824")
-os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "1073741824")
+from memory import start_tuned
+
+start_tuned()  # before anything is loaded
 
 import numpy as np
 import pyarrow.parquet as pq

@@ -7,9 +7,9 @@ Ours are measured at each of --products (f32 and int8).
 
 Needs torch, and `cargo build --release --workspace --examples` before. Both begin with the same weights and take the same
 batches; without dropout their losses must agree, or the comparison ends with an error. PyTorch's side is the usual small GPT:
-modules in f32, scaled_dot_product_attention, fused AdamW with decay on matrices only, the gradient's norm clipped; its malloc
-is told to keep large buffers, which it does not do by itself. --compile has torch.compile make its kernels. Speeds are the
-median of the rounds, ratios are of rounds side by side. Peak: torch's product of large matrices.
+modules in f32, scaled_dot_product_attention, fused AdamW with decay on matrices only, the gradient's norm clipped; malloc is
+tuned for both (memory.py). --compile has torch.compile make its kernels. Speeds are the median of the rounds, ratios are of
+rounds side by side. Peak: torch's product of large matrices.
 """
 
 import argparse
@@ -21,9 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1073741824")
-os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "1073741824")
-os.environ.setdefault("MALLOC_TOP_PAD_", "1073741824")
+from memory import start_tuned
+
+start_tuned()  # before anything is loaded
 
 import numpy as np
 import torch
