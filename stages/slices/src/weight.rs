@@ -115,8 +115,8 @@ impl<'a> Weight<'a> {
     /// Shapes: x [n, x_stride] → [n, d_out].
     pub fn append(&self, x: &[f32], x_stride: usize, out: &mut Vec<f32>, room: &mut RoundingRoom) {
         let n = x.len() / x_stride;
-        // A row more than there are, for the single row of an f32 product.
-        let n_fresh = (n + 1).checked_mul(self.d_out).expect("a product that memory can hold");
+        // Two rows for the single one of an f32 product.
+        let n_fresh = n.max(2).checked_mul(self.d_out).expect("a product that memory can hold");
         out.reserve(n_fresh);
         let start = out.len();
         // Setting the buffer to zero before would cost a pass over memory for each product.
@@ -133,7 +133,7 @@ impl<'a> Weight<'a> {
         unsafe { out.set_len(start + n * self.d_out) };
     }
 
-    /// Shapes: x [n, x_stride] → the first n rows of `fresh`, which has one more.
+    /// Shapes: x [n, x_stride] → the first n rows of `fresh`, which has two at the least.
     fn append_f32(&self, weight: &[f32], x: &[f32], x_stride: usize, fresh: &mut [MaybeUninit<f32>]) {
         let (d_in, d_out, n) = (self.d_in, self.d_out, x.len() / x_stride);
         // `gemm` takes another path for a single row, with other rounding: a row of zeros keeps it company.
