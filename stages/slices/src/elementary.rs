@@ -18,13 +18,13 @@ pub fn exp(x: f32) -> f32 {
     // Written as comparisons that let NaN through.
     let clamped = if x < LOWEST { LOWEST } else { x };
     let clamped = if clamped > HIGHEST { HIGHEST } else { clamped };
-    let n = clamped * LOG2_E + ROUND - ROUND;
-    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
-    let mut p = 1.987_569_1e-4;
+    let n = clamped.mul_add(LOG2_E, ROUND) - ROUND;
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
+    let mut p = 1.987_569_1e-4_f32;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = p * r + c;
+        p = p.mul_add(r, c);
     }
-    let e_r = p * r * r + r + 1.0;
+    let e_r = p.mul_add(r * r, r) + 1.0;
     // 2ⁿ, put together from its exponent bits; n is between −126 and 127.
     let bits = ((n + ROUND).to_bits() << 23).wrapping_add(127 << 23);
     let y = e_r * f32::from_bits(bits);
