@@ -195,9 +195,9 @@ def measure(run, args, parts):
     """The row of a run: what its process printed, or why it failed."""
     row = {"section": run.section, "round": run.round, "name": run.name, "steps": run.steps, "warmup": run.warmup,
            "threads": args.threads} | dict(zip(("d_model", "d_sae", "batch", "k"), run.shape))
-    env = {name: value for name, value in os.environ.items() if name not in TUNED}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     env |= {name: str(args.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
-    env |= TUNED if run.name.endswith("/tuned") or run.name.startswith("ours/") else {}
+    env |= TUNED if run.name.endswith(("/tuned", "/parquet")) or run.name.startswith("ours/") else {}
     child = subprocess.run(command(run, args, parts), env=env, capture_output=True, text=True)
     try:
         if child.returncode:

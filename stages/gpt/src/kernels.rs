@@ -1,6 +1,7 @@
 //! Row-wise arithmetic of training on slices, written so that the compiler turns it into vector code.
 //!
-//! No fused multiply-adds and a fixed number of partial sums: the results are the same on every CPU.
+//! Products are fused with sums in `exp` alone, there on every CPU, and the number of partial sums is fixed: the results are the
+//! same everywhere.
 
 use slices::{exp, max, reduce, vectorised};
 

@@ -20,7 +20,7 @@ use corpus::Corpus;
 use training::{Trained, train};
 
 /// Raised when the same texts and configuration come to give another model.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 /// The folder of what the model writes, and its own recipe: another sample is no other model.
 const SAMPLE: &str = "pretrain/sample";

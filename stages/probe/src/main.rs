@@ -28,7 +28,7 @@ use serde_json::json;
 use crate::measure::Subject;
 
 /// Raised when the same inputs and configuration come to give other results.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 fn main() -> ExitCode {
     main_of("probe", "Sparse probes of labelled texts, and the model's loss with the SAE spliced in", run)

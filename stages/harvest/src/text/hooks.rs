@@ -9,7 +9,7 @@ use artifact::whole_file;
 use lm::Hook;
 use serde_json::{Value, json};
 
-const RECIPE: u32 = 4;
+const RECIPE: u32 = 5;
 
 /// A hook, and what makes its dataset.
 pub(super) struct Wanted {
